@@ -29,3 +29,40 @@ $(VENV)/.complete: $(REQUIREMENTS)
 	  for _ in 1 2 3 4 5 6 7 8; do kill -0 $$pid 2>/dev/null || break; sleep 1; done; \
 	  echo "venv: $$((SECONDS - start)) s, $$(du -sm $(VENV) | cut -f1) MB" >&2; done; \
 	wait $$pid && touch $@
+
+.PHONY: up
+up: ## Cluster, images, model, helm install, then one question through the ingress
+	@python3 -m support.up
+
+.PHONY: down
+down: ## Remove what `make up` made (caches stay; `make clean` removes them too)
+	@python3 -m support.down
+
+.PHONY: clean
+clean: ## Remove everything: cluster, caches, the Python environment
+	@python3 -m support.down --all
+	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
+
+.PHONY: lint
+lint: venv ## ruff, mypy, shellcheck, helm lint
+	@$(PY) -m support.lint
+
+.PHONY: unit
+unit: venv ## Tests that need no server and no cluster
+	@$(PY) -m pytest -m "not triton and not chart and not cluster and not slow and not gpu"
+
+.PHONY: serving
+serving: venv ## Tests against a real tritonserver on this machine
+	@$(PY) -m pytest -m "triton and not cluster and not slow and not gpu"
+
+.PHONY: chart
+chart: venv ## Tests of the rendered charts
+	@$(PY) -m pytest -m "chart and not cluster and not slow"
+
+.PHONY: e2e
+e2e: venv ## Tests on the cluster of `make up`
+	@$(PY) -m pytest -m "cluster and not slow and not gpu"
+
+.PHONY: test
+test: venv ## Everything, in the order of cost; skips what this machine cannot do, with the reason
+	@$(PY) -m support.test

@@ -1,0 +1,40 @@
+"""`make lint`: every check that reads the code without running it; all are run, then it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from support.place import ROOT
+
+TYPED = ("image/triton_hf", "load_testing/triton_load", "k8s-tests/cluster", "k8s-tests/support")
+
+
+def scripts() -> list[str]:
+    """Return the shell scripts of the repository."""
+    names = ["run_server.sh", ".ci/run"]
+    return [name for name in names if (ROOT / name).is_file()]
+
+
+def main() -> int:
+    """Run all checks; return how many failed."""
+    python = sys.executable
+    checks = {
+        "ruff": [python, "-m", "ruff", "check", "."],
+        "format": [python, "-m", "ruff", "format", "--check", "."],
+        "mypy": [python, "-m", "mypy", *(name for name in TYPED if (ROOT / name).is_dir())],
+    }
+    checks["shellcheck"] = [str(ROOT / ".venv" / "bin" / "shellcheck"), *scripts()]
+    failed = 0
+    for name, words in checks.items():
+        start = time.monotonic()
+        code = subprocess.run(words, cwd=ROOT, check=False).returncode
+        verdict = "ok" if code == 0 else f"FAILED ({code})"
+        print(f"lint: {name:<12}{verdict} in {time.monotonic() - start:.0f} s", file=sys.stderr)
+        failed += code != 0
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""Where things are: the repository, the cache, the cluster in use and its registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = "0.1.0"
+EMBEDDED_HUB = "http://hub.local:8080"
+
+
+def cache() -> Path:
+    """Return the folder that outlives a checkout: TRITON_CACHE, else below XDG_CACHE_HOME."""
+    if named := os.environ.get("TRITON_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "triton-on-kubernetes"
+
+
+def embedded_kubeconfig() -> Path:
+    """Return where the embedded cluster writes its kubeconfig."""
+    return cache() / "cluster" / "kubeconfig"
+
+
+def foreign_kubeconfig() -> Path | None:
+    """Return the kubeconfig of a cluster that is not ours, when KUBECONFIG names one."""
+    named = os.environ.get("KUBECONFIG")
+    if not named or Path(named) == embedded_kubeconfig():
+        return None
+    return Path(named)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The cluster in use.
+
+    Attributes:
+        kubeconfig: file for kubectl and helm.
+        push: registry that this machine pushes to (host:port, or host/path).
+        pull: the same registry as the cluster's nodes name it.
+        embedded: whether the cluster is the one that this project builds.
+    """
+
+    kubeconfig: Path
+    push: str
+    pull: str
+    embedded: bool
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which kubectl and helm speak to this cluster."""
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": tool_path()}
+
+
+def tool_path() -> str:
+    """Return PATH with the folders of the kubectl and helm that were built here in front."""
+    folders = sorted({str(p.parent) for p in cache().glob("bin/*/helm")})
+    folders += sorted({str(p.parent) for p in cache().glob("bin/*/kubectl")})
+    return os.pathsep.join([*folders, os.environ.get("PATH", "")])
+
+
+def current() -> Place:
+    """Return the cluster that KUBECONFIG names, else the embedded one.
+
+    Raises:
+        SystemExit: with one sentence, when a foreign cluster has no registry to pull from.
+    """
+    if foreign := foreign_kubeconfig():
+        registry = os.environ.get("IMAGE_REGISTRY", "")
+        if not registry:
+            raise SystemExit(
+                f"KUBECONFIG names another cluster ({foreign}); set IMAGE_REGISTRY to a registry "
+                "that it can pull from (and add PUSH=1 to have the images pushed there)."
+            )
+        return Place(kubeconfig=foreign, push=registry, pull=registry, embedded=False)
+    status = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "cluster", "status", "--json"],
+            check=True,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")},
+        ).stdout
+    )
+    return Place(
+        kubeconfig=embedded_kubeconfig(),
+        push=status["registry"]["push"],
+        pull=status["registry"]["pull"],
+        embedded=True,
+    )

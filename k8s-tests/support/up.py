@@ -1,0 +1,106 @@
+"""`make up`: from a bare machine to a model's answer through the ingress.
+
+Flow: images, model and cluster are made side by side -> images pushed -> helm install -> question.
+On a cluster that KUBECONFIG names nothing of a cluster is built; images come from IMAGE_REGISTRY.
+
+Standard library only until the Python environment stands.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+from support import place
+from support.steps import Board, Step, StepFailed, run_all
+
+PYTHON = str(place.ROOT / ".venv" / "bin" / "python")
+BUILD = str(place.ROOT / "image" / "build.py")
+IMAGES = {"full": "triton-hf", "light": "triton-hf-light"}
+
+
+def build_command(target: str, *, push: str = "") -> list[str]:
+    """Return the command that builds (and pushes) one target of the server's image."""
+    tag = f"{IMAGES[target]}:{place.VERSION}"
+    words = [sys.executable, BUILD, "--target", target, "--tag", tag]
+    return [*words, "--push", f"{push}/{tag}"] if push else words
+
+
+def embedded_steps() -> list[Step]:
+    """Return the steps on a machine without a cluster."""
+    return [
+        Step(name="cluster", command=[sys.executable, "-m", "cluster", "up"]),
+        Step(name="environment", command=["make", "--no-print-directory", "venv"]),
+        Step(
+            name="model", command=[PYTHON, "-m", "support.models"], after=("environment",)
+        ),
+        Step(name="image-light", command=build_command("light")),
+        Step(name="image", command=build_command("full"), after=("image-light",)),
+    ]
+
+
+def check_foreign() -> None:
+    """Say what is missing for a cluster that is not ours, before anything is done.
+
+    Raises:
+        StepFailed: with one sentence for each missing part.
+    """
+    missing = [
+        f"{tool} is not on PATH: install it"
+        for tool in ("kubectl", "helm")
+        if not shutil.which(tool, path=place.tool_path())
+    ]
+    file = place.foreign_kubeconfig()
+    if file is not None and not file.is_file():
+        missing.append(f"KUBECONFIG names {file}, which does not exist")
+    if not os.environ.get("IMAGE_REGISTRY"):
+        missing.append("set IMAGE_REGISTRY to a registry that the cluster can pull from")
+    if missing:
+        raise StepFailed("; ".join(missing))
+
+
+def main() -> int:
+    """Run everything; return 0, or 1 after one sentence."""
+    os.chdir(place.ROOT)
+    os.environ["PYTHONPATH"] = str(place.ROOT / "k8s-tests")
+    board = Board()
+    logs = place.cache() / "logs"
+    foreign = place.foreign_kubeconfig() is not None
+    try:
+        if foreign:
+            check_foreign()
+            run_all(
+                [Step(name="environment", command=["make", "--no-print-directory", "venv"])],
+                board,
+                logs=logs,
+            )
+        else:
+            run_all(
+                [Step(name="preflight", command=[sys.executable, "-m", "cluster", "preflight"])],
+                board,
+                logs=logs,
+            )
+            run_all(embedded_steps(), board, logs=logs)
+        here = place.current()
+        if here.embedded or os.environ.get("PUSH"):
+            pushes = [
+                Step(name=f"push-{target}", command=build_command(target, push=here.push))
+                for target in IMAGES
+            ]
+            run_all(pushes, board, logs=logs)
+        run_all(
+            [Step(name="release", command=[PYTHON, "-m", "support.install"])], board, logs=logs
+        )
+    except (StepFailed, SystemExit) as error:
+        print(f"make up: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("make up: stopped; run it again to go on from here", file=sys.stderr)
+        return 130
+    print(board.table(), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
