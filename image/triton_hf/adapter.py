@@ -1,0 +1,213 @@
+"""Triton's side of a text model: `/infer`, `/generate` and unary gRPC.
+
+The model is not decoupled, so Triton accepts `/infer`, and it answers late through its response
+sender: `execute` returns at once and requests batch inside the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from triton_hf.answers import Answer, Service, error_code
+from triton_hf.engine import Engine, Job
+from triton_hf.errors import EngineError, TritonHFError
+from triton_hf.health import Heartbeat, heartbeat_path
+from triton_hf.metrics import Metrics, TritonPublisher
+from triton_hf.settings import ModelSettings, parse_settings
+from triton_hf.stream_server import StreamServer
+
+INPUTS = ("user_message", "system_message", "messages")
+CANCEL_POLL_SECONDS = 0.2
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TextModel:
+    """One Hugging Face text model; `model.py` names it `TritonPythonModel`."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model. An error is one sentence that Triton prints and the model not ready."""
+        name = args["model_name"]
+        config = json.loads(args["model_config"])
+        parameters = {
+            key: value["string_value"] for key, value in config.get("parameters", {}).items()
+        }
+        try:
+            settings = parse_settings(parameters)
+            metrics = Metrics()
+            heartbeat = Heartbeat(heartbeat_path(name))
+            self._engine = make_engine(settings=settings, metrics=metrics, heartbeat=heartbeat)
+            self._publisher = TritonPublisher(metrics=metrics, model=name, backend=pb_utils)
+            self._engine.start()
+        except TritonHFError as error:
+            print(f"model '{name}': {error}", file=sys.stderr, flush=True)
+            raise pb_utils.TritonModelException(f"model '{name}': {error}") from None
+        self._publisher.start()
+        self._service = Service(engine=self._engine, metrics=metrics)
+        self._replies = _Replies()
+        self._watch = CancelWatch(self._service.cancel)
+        self._streams = StreamServer(model=name, service=self._service)
+        self._streams.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Queue each request; a bad one gets its error and leaves the others alone."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._submit(request, sender)
+            except TritonHFError as error:
+                sender.send(error_response(error), flags=_FINAL)
+            except Exception as error:  # a fault of ours must not take the model down
+                print(f"request failed: {error!r}", file=sys.stderr, flush=True)
+                fault = EngineError("the server failed on this request; see its log")
+                sender.send(error_response(fault), flags=_FINAL)
+
+    def finalize(self) -> None:
+        """Stop in good order."""
+        self._streams.stop()
+        self._watch.stop()
+        self._engine.stop()
+        self._replies.stop()
+        self._publisher.stop()
+
+    def _submit(self, request: Any, sender: Any) -> None:
+        ticket = object()
+
+        def done(result: list[Answer] | TritonHFError) -> None:
+            self._watch.remove(ticket)
+            self._replies.put(sender, result)
+
+        # The jobs may be done before submit returns: then the watch is told last, in vain, and
+        # drops the ticket at its next look because all jobs are finished.
+        jobs = self._service.submit_whole(read_inputs(request), request.parameters(), done)
+        self._watch.add(ticket, sender, jobs)
+
+
+def make_engine(*, settings: ModelSettings, metrics: Metrics, heartbeat: Heartbeat) -> Engine:
+    """Return the engine that the settings name, not started.
+
+    The import is here so that a simulated model needs neither torch nor transformers.
+    """
+    if settings.engine == "simulated":
+        from triton_hf.simulated_engine import SimulatedEngine
+
+        return SimulatedEngine(settings=settings, metrics=metrics, heartbeat=heartbeat)
+    from triton_hf.transformers_engine import TransformersEngine
+
+    return TransformersEngine(settings=settings, metrics=metrics, heartbeat=heartbeat)
+
+
+def read_inputs(request: Any) -> dict[str, list[bytes] | None]:
+    """Return the rows of each text input, None for one that was not sent."""
+    rows: dict[str, list[bytes] | None] = {}
+    for name in INPUTS:
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        rows[name] = None if tensor is None else [bytes(x) for x in tensor.as_numpy().reshape(-1)]
+    return rows
+
+
+def text_response(answers: Sequence[Answer]) -> Any:
+    """One response with a row for each answer."""
+    return pb_utils.InferenceResponse(
+        [
+            _strings("text_output", [answer.text for answer in answers]),
+            _strings("finish_reason", [answer.finish_reason for answer in answers]),
+            _integers("prompt_tokens", [answer.prompt_tokens for answer in answers]),
+            _integers("completion_tokens", [answer.completion_tokens for answer in answers]),
+        ]
+    )
+
+
+def error_response(error: TritonHFError) -> Any:
+    """An error with the code that makes Triton answer the right HTTP status."""
+    return coded_error(str(error), error_code(error))
+
+
+def coded_error(text: str, code: str) -> Any:
+    """An error response from a text and the name of a code."""
+    error = pb_utils.TritonError(text, getattr(pb_utils.TritonError, code))
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+def _strings(name: str, values: list[str]) -> Any:
+    rows = np.array([value.encode() for value in values], dtype=np.object_).reshape(-1, 1)
+    return pb_utils.Tensor(name, rows)
+
+
+def _integers(name: str, values: list[int]) -> Any:
+    return pb_utils.Tensor(name, np.array(values, dtype=np.int32).reshape(-1, 1))
+
+
+class CancelWatch:
+    """Looks a few times a second whether the clients of open requests are still there.
+
+    Asking Triton crosses a process border, so it is kept away from the engine's thread.
+    """
+
+    def __init__(self, cancel: Callable[[Sequence[Job]], None]) -> None:
+        """Call `cancel` with the jobs of a request whose client went away."""
+        self._cancel = cancel
+        self._lock = threading.Lock()
+        self._open: dict[object, tuple[Any, Sequence[Job]]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="cancel-watch", daemon=True)
+        self._thread.start()
+
+    def add(self, ticket: object, sender: Any, jobs: Sequence[Job]) -> None:
+        """Watch the client behind this sender."""
+        with self._lock:
+            self._open[ticket] = (sender, jobs)
+
+    def remove(self, ticket: object) -> None:
+        """Stop to watch; unknown tickets are fine."""
+        with self._lock:
+            self._open.pop(ticket, None)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(CANCEL_POLL_SECONDS):
+            with self._lock:
+                entries = list(self._open.items())
+            for ticket, (sender, jobs) in entries:
+                if all(job.finished for job in jobs):
+                    self.remove(ticket)
+                elif sender.is_cancelled():
+                    self.remove(ticket)
+                    self._cancel(jobs)
+
+
+class _Replies:
+    """Sends whole answers from a thread of its own, so that the engine never waits for Triton."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="replies", daemon=True)
+        self._thread.start()
+
+    def put(self, sender: Any, result: list[Answer] | TritonHFError) -> None:
+        self._queue.put((sender, result))
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while (item := self._queue.get()) is not None:
+            sender, result = item
+            try:
+                failed = isinstance(result, TritonHFError)
+                response = error_response(result) if failed else text_response(result)
+                sender.send(response, flags=_FINAL)
+            except Exception as error:  # one answer that cannot be sent must not end the thread
+                print(f"an answer could not be sent: {error!r}", file=sys.stderr, flush=True)

@@ -1,0 +1,387 @@
+"""The engine interface, and the queue and slots that every engine shares.
+
+An adapter calls `encode` and `submit`; tokens come back as `Event`s on the engine's own thread.
+A subclass decides only how the running jobs make their next tokens (`_advance`), so another way
+of batching replaces one method and nothing that a client or a dashboard sees.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import dataclasses
+import itertools
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+from triton_hf.errors import EngineError, OverloadedError, RequestError, TritonHFError
+from triton_hf.health import Heartbeat
+from triton_hf.metrics import Metrics
+from triton_hf.requests import Conversation, Sampling
+from triton_hf.settings import ModelSettings
+
+IDLE_WAIT_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """One validated row: what `encode` makes and `submit` takes.
+
+    Attributes:
+        token_ids: The prompt after the chat template; empty where the engine has no tokenizer.
+        prompt_tokens: Length of the prompt in tokens.
+        max_tokens: Most tokens of the answer; prompt and answer fit `max_total_tokens`.
+    """
+
+    conversation: Conversation
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    max_tokens: int
+    sampling: Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """News of one job.
+
+    Attributes:
+        text: Text since the last event; may be empty.
+        completion_tokens: Tokens made so far, in all.
+        finish_reason: `stop`, `length` or `cancelled` on the last event, else None.
+        error: Set on the last event of a job that failed; `finish_reason` is None then.
+    """
+
+    text: str
+    completion_tokens: int
+    finish_reason: str | None = None
+    error: TritonHFError | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether no event follows."""
+        return self.finish_reason is not None or self.error is not None
+
+
+Listener = Callable[[Event], None]
+
+
+class TextAssembler:
+    """Joins pieces of text and cuts at the first stop string.
+
+    Text that may be the start of a stop string is held back until it is known not to be one, so
+    a client never sees half of a stop string.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        """Watch for these strings."""
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """Add a piece; return the text that may be shown now."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        hits = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if hits:
+            self.stopped, self._held = True, ""
+            return text[: min(hits)]
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Return what was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that starts `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0
+
+
+class Job:
+    """One request inside the engine: its work, its state and the way back to the client."""
+
+    def __init__(self, *, number: int, work: Work, listener: Listener) -> None:
+        """Remember the work; the clock of the request starts here."""
+        self.number = number
+        self.work = work
+        self.listener = listener
+        self.submitted = time.monotonic()
+        self.last_token: float | None = None
+        self.completion_tokens = 0
+        self.cancelled = threading.Event()
+        self.finished = False
+        self.assembler = TextAssembler(work.sampling.stop)
+
+    def cancel(self) -> None:
+        """Ask the engine to end this job; safe from any thread, at any time, more than once."""
+        self.cancelled.set()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineState:
+    """A snapshot of the queue."""
+
+    running: int
+    waiting: int
+    slots: int
+    kv_usage: float
+
+
+class Engine(abc.ABC):
+    """A queue, slots and the thread that works on them.
+
+    Promises: a submitted job gets events in order and exactly one last one; the number of
+    running jobs never exceeds `slots`, that of waiting ones never `max_queue`; an exception in a
+    step fails the jobs of that step and the engine goes on with the next.
+    """
+
+    def __init__(self, *, settings: ModelSettings, metrics: Metrics, heartbeat: Heartbeat) -> None:
+        """Make an engine that is not started."""
+        self.settings = settings
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._changed = threading.Condition()
+        self._waiting: collections.deque[Job] = collections.deque()
+        self._running: list[Job] = []
+        self._numbers = itertools.count()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    # What a subclass says.
+
+    @abc.abstractmethod
+    def _load(self) -> None:
+        """Get ready to answer; runs once, before the engine's thread starts."""
+
+    @abc.abstractmethod
+    def _tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...], int]:
+        """Return the prompt's token ids (may be empty) and its length in tokens."""
+
+    @abc.abstractmethod
+    def _advance(self, admitted: Sequence[Job]) -> None:
+        """Make the next tokens of all running jobs.
+
+        `admitted` are the running jobs that are new. For each token call `_emit`; end a job with
+        `_finish`; call `_sweep` between tokens when one call makes many.
+        """
+
+    def _free_slots(self) -> int:
+        return self.settings.slots - len(self._running)
+
+    # What an adapter calls.
+
+    def start(self) -> None:
+        """Load, then start to answer. Blocks until the engine is ready."""
+        self._heartbeat.beat(state="loading", running=0, waiting=0)
+        self._load()
+        self._metrics.ready(slots=self.settings.slots)
+        self._heartbeat.beat(state="serving", running=0, waiting=0)
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def encode(self, conversation: Conversation, sampling: Sampling) -> Work:
+        """Check a conversation against the limits of the model.
+
+        Raises:
+            RequestError: The prompt is too long, or prompt and `max_tokens` do not fit together.
+        """
+        token_ids, length = self._tokenize(conversation)
+        limits = self.settings
+        if length > limits.max_prompt_tokens:
+            raise RequestError(
+                f"the prompt has {length} tokens after the chat template; "
+                f"this model takes at most {limits.max_prompt_tokens}"
+            )
+        room = limits.max_total_tokens - length
+        if sampling.max_tokens is not None and sampling.max_tokens > room:
+            raise RequestError(
+                f"parameter 'max_tokens' must be a whole number from 1 to {room} for this prompt "
+                f"of {length} tokens ({limits.max_total_tokens} in all), got {sampling.max_tokens}"
+            )
+        return Work(
+            conversation=conversation,
+            token_ids=token_ids,
+            prompt_tokens=length,
+            max_tokens=sampling.max_tokens or min(sampling.default_max_tokens, room),
+            sampling=sampling,
+        )
+
+    def submit(self, works: Sequence[Work], listeners: Sequence[Listener]) -> list[Job]:
+        """Queue all rows of a request, or none.
+
+        Raises:
+            OverloadedError: They do not fit into the free slots and the queue.
+            EngineError: The engine has stopped.
+        """
+        with self._changed:
+            if self._stopping:
+                raise EngineError("the model is shutting down")
+            in_flight = len(self._waiting) + len(self._running)
+            limit = self.settings.slots + self.settings.max_queue
+            if in_flight + len(works) > limit:
+                self._metrics.rejected("queue_full", len(works))
+                raise OverloadedError(
+                    f"the queue is full: {in_flight} requests in flight and {len(works)} new, "
+                    f"{limit} allowed; try again later"
+                )
+            jobs = [
+                Job(number=next(self._numbers), work=work, listener=listener)
+                for work, listener in zip(works, listeners, strict=True)
+            ]
+            self._waiting.extend(jobs)
+            self._metrics.prompt(sum(work.prompt_tokens for work in works))
+            self._publish()
+            self._changed.notify()
+        return jobs
+
+    def wake(self) -> None:
+        """Make the engine look at cancelled jobs now."""
+        with self._changed:
+            self._changed.notify()
+
+    def state(self) -> EngineState:
+        """Return how full the engine is."""
+        with self._changed:
+            return self._state()
+
+    def stop(self) -> None:
+        """End the thread; jobs that are still there fail. Safe to call twice."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._heartbeat.remove()
+
+    # The engine's thread.
+
+    def _loop(self) -> None:
+        while True:
+            admitted = self._admit()
+            if admitted is None:
+                break
+            self._beat()
+            if not self._running:
+                continue
+            try:
+                self._advance(admitted)
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                self._fail_running(EngineError("the engine failed on this request"))
+        self._fail_all(EngineError("the model is shutting down"))
+
+    def _admit(self) -> list[Job] | None:
+        """Move waiting jobs to free slots; wait when there is nothing to do; None = stop."""
+        with self._changed:
+            if not (self._running or self._waiting or self._stopping):
+                self._changed.wait(IDLE_WAIT_SECONDS)
+            if self._stopping:
+                return None
+            admitted = []
+            for _ in range(min(self._free_slots(), len(self._waiting))):
+                admitted.append(self._waiting.popleft())
+            self._running.extend(admitted)
+            self._publish()
+        self._sweep()
+        return [job for job in admitted if not job.finished]
+
+    def _sweep(self) -> None:
+        """End cancelled jobs, running or waiting, and keep the heartbeat and gauges fresh."""
+        with self._changed:
+            gone = [job for job in (*self._running, *self._waiting) if job.cancelled.is_set()]
+        for job in gone:
+            self._finish(job, "cancelled")
+        self._beat()
+
+    def _beat(self) -> None:
+        with self._changed:
+            running, waiting = len(self._running), len(self._waiting)
+        self._heartbeat.beat(state="serving", running=running, waiting=waiting)
+
+    def _emit(self, job: Job, piece: str) -> None:
+        """Pass on one new token; ends the job when a stop string or its length is reached."""
+        if job.finished:
+            return
+        now = time.monotonic()
+        job.completion_tokens += 1
+        if job.last_token is None:
+            self._metrics.first_token(now - job.submitted)
+        else:
+            self._metrics.next_token(now - job.last_token)
+        job.last_token = now
+        shown = job.assembler.push(piece)
+        if job.assembler.stopped:
+            self._finish(job, "stop", text=shown)
+        elif job.completion_tokens >= job.work.max_tokens:
+            self._finish(job, "length", text=shown + job.assembler.flush())
+        elif shown:
+            job.listener(Event(text=shown, completion_tokens=job.completion_tokens))
+
+    def _finish(self, job: Job, reason: str, *, text: str = "") -> None:
+        """Free the job's place, then send its last event."""
+        if not self._release(job):
+            return
+        if reason == "stop" and not job.assembler.stopped:
+            text += job.assembler.flush()
+        self._metrics.finished(
+            reason,
+            duration=time.monotonic() - job.submitted,
+            prompt_tokens=job.work.prompt_tokens,
+            completion_tokens=job.completion_tokens,
+        )
+        job.listener(
+            Event(text=text, completion_tokens=job.completion_tokens, finish_reason=reason)
+        )
+
+    def _fail(self, job: Job, error: TritonHFError) -> None:
+        if not self._release(job):
+            return
+        self._metrics.failed(completion_tokens=job.completion_tokens)
+        job.listener(Event(text="", completion_tokens=job.completion_tokens, error=error))
+
+    def _release(self, job: Job) -> bool:
+        with self._changed:
+            if job.finished:
+                return False
+            job.finished = True
+            if job in self._running:
+                self._running.remove(job)
+            else:
+                self._waiting.remove(job)
+            self._publish()
+        return True
+
+    def _fail_running(self, error: TritonHFError) -> None:
+        for job in list(self._running):
+            self._fail(job, error)
+
+    def _fail_all(self, error: TritonHFError) -> None:
+        for job in [*self._running, *self._waiting]:
+            self._fail(job, error)
+
+    def _state(self) -> EngineState:
+        used = sum(job.work.prompt_tokens + job.completion_tokens for job in self._running)
+        return EngineState(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            slots=self.settings.slots,
+            kv_usage=used / (self.settings.slots * self.settings.max_total_tokens),
+        )
+
+    def _publish(self) -> None:
+        state = self._state()
+        self._metrics.queue(
+            running=state.running, waiting=state.waiting, kv_usage=state.kv_usage
+        )

@@ -1,0 +1,36 @@
+"""The one family of errors. The text of each is for the person who caused it."""
+
+from __future__ import annotations
+
+
+class TritonHFError(Exception):
+    """Base of all errors of this package; `str(error)` is one sentence that names the fault."""
+
+
+class SettingsError(TritonHFError):
+    """A parameter of config.pbtxt, or a command line, that cannot be used."""
+
+
+class RequestError(TritonHFError):
+    """A request that can never be answered as it is; the client has to change it."""
+
+
+class OverloadedError(TritonHFError):
+    """A request that was refused because the queue is full; the same request may work later."""
+
+
+class EngineError(TritonHFError):
+    """The engine could not answer a request that was right."""
+
+
+class StoreError(TritonHFError):
+    """The model store could not be filled or read.
+
+    Attributes:
+        exit_code: What a command that fails with it returns (`EXIT_CODES` in `store`).
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        """Keep the sentence and the exit code of the command that fails with it."""
+        super().__init__(message)
+        self.exit_code = exit_code

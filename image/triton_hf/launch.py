@@ -1,0 +1,98 @@
+"""Prepares and starts tritonserver: CPU features, streaming companions, then exec."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from triton_hf.errors import SettingsError
+from triton_hf.pbtxt import STREAM_SUFFIX, read_config, stream_config, string_parameters
+from triton_hf.runtime import runtime_dir
+
+STREAM_MODEL = '''"""Streams the tokens of the model that config.pbtxt names."""
+
+from triton_hf.stream_adapter import StreamModel as TritonPythonModel  # noqa: F401
+'''
+
+
+def derive_arguments(arguments: Sequence[str]) -> list[str]:
+    """Write the streaming companions; return the arguments that tritonserver needs for them.
+
+    For each model M with a `triton_hf` engine in the repositories on the command line, M_stream
+    is written to the runtime folder. Heartbeats and sockets of an earlier server are removed.
+
+    Raises:
+        SettingsError: A config.pbtxt cannot be read, or a folder M_stream is there already.
+    """
+    repositories = [Path(value) for value in _values(arguments, "--model-repository")]
+    repositories += [Path(value) for value in _values(arguments, "--model-store")]
+    named = [name for name in _values(arguments, "--load-model") if name != "*"]
+    root = runtime_dir()
+    for part in ("streams", "health", "sockets"):
+        shutil.rmtree(root / part, ignore_errors=True)
+        (root / part).mkdir(parents=True, exist_ok=True)
+    companions = [_write_companion(root / "streams", name) for name in _text_models(repositories)]
+    if not companions:
+        return []
+    derived = [f"--model-repository={root / 'streams'}"]
+    derived += [
+        f"--load-model={name}" for name in companions if name.removesuffix(STREAM_SUFFIX) in named
+    ]
+    return derived
+
+
+def run_tritonserver(arguments: Sequence[str]) -> None:
+    """Become tritonserver.
+
+    Raises:
+        SettingsError: tritonserver is not on PATH, or the repository is not usable.
+    """
+    from triton_hf.cpu import apply_cpu_limits
+
+    binary = shutil.which("tritonserver")
+    if binary is None:
+        raise SettingsError("tritonserver is not on PATH; run this inside the image")
+    apply_cpu_limits()
+    command = [binary, *arguments, *derive_arguments(arguments)]
+    print(f"triton-hf: exec {binary} with {len(command) - 1} arguments", file=sys.stderr)
+    sys.stderr.flush()
+    os.execv(binary, command)  # noqa: S606
+
+
+def _values(arguments: Sequence[str], flag: str) -> Iterator[str]:
+    """Values of a flag that may be repeated, written `--flag value` or `--flag=value`."""
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            yield arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            yield argument.partition("=")[2]
+
+
+def _text_models(repositories: Sequence[Path]) -> list[str]:
+    names = []
+    for repository in repositories:
+        if not repository.is_dir():
+            raise SettingsError(f"the model repository {repository} is not a folder")
+        for config in sorted(repository.glob("*/config.pbtxt")):
+            name = config.parent.name
+            if "engine" not in string_parameters(read_config(config)):
+                continue
+            if (config.parent.parent / f"{name}{STREAM_SUFFIX}").exists():
+                raise SettingsError(
+                    f"model '{name}{STREAM_SUFFIX}' in {repository} has the name of the streaming "
+                    f"companion of '{name}'; rename it"
+                )
+            names.append(name)
+    return names
+
+
+def _write_companion(folder: Path, model: str) -> str:
+    name = f"{model}{STREAM_SUFFIX}"
+    version = folder / name / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    (folder / name / "config.pbtxt").write_text(stream_config(model), encoding="utf-8")
+    (version / "model.py").write_text(STREAM_MODEL, encoding="utf-8")
+    return name

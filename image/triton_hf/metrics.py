@@ -1,0 +1,246 @@
+"""The metrics of a model: counted here at memory speed, copied to Triton twice a second.
+
+A call into Triton crosses a process border (about 20 us), so the engine's thread only touches the
+counts in this process and a thread of the publisher carries them over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+PUBLISH_SECONDS = 0.25
+FINISH_REASONS = ("stop", "length")
+REJECT_REASONS = ("invalid", "queue_full")
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_STEP = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_DURATION = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
+_TOKENS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """One metric name: kind is `counter`, `gauge` or `histogram`."""
+
+    name: str
+    kind: str
+    help: str
+    label: str | None = None
+    values: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+FAMILIES = (
+    Family(name="triton_hf_requests_running", kind="gauge", help="Requests that hold a slot"),
+    Family(name="triton_hf_requests_waiting", kind="gauge", help="Requests that wait for a slot"),
+    Family(name="triton_hf_slots", kind="gauge", help="Slots of the engine"),
+    Family(
+        name="triton_hf_kv_cache_usage_ratio",
+        kind="gauge",
+        help="Share of the key and value cache in use, 0 to 1",
+    ),
+    Family(
+        name="triton_hf_engine_start_time_seconds",
+        kind="gauge",
+        help="Unix time at which the engine was ready",
+    ),
+    Family(
+        name="triton_hf_prompt_tokens_total",
+        kind="counter",
+        help="Prompt tokens of accepted requests",
+    ),
+    Family(name="triton_hf_generation_tokens_total", kind="counter", help="Tokens generated"),
+    Family(
+        name="triton_hf_requests_finished_total",
+        kind="counter",
+        help="Requests answered to the end, by finish reason",
+        label="reason",
+        values=FINISH_REASONS,
+    ),
+    Family(
+        name="triton_hf_requests_cancelled_total",
+        kind="counter",
+        help="Requests whose client went away",
+    ),
+    Family(
+        name="triton_hf_requests_rejected_total",
+        kind="counter",
+        help="Requests refused before they were queued, by reason",
+        label="reason",
+        values=REJECT_REASONS,
+    ),
+    Family(
+        name="triton_hf_requests_failed_total",
+        kind="counter",
+        help="Accepted requests that the engine could not answer",
+    ),
+    Family(
+        name="triton_hf_time_to_first_token_seconds",
+        kind="histogram",
+        help="From submission to the first token, in seconds",
+        buckets=_LATENCY,
+    ),
+    Family(
+        name="triton_hf_inter_token_seconds",
+        kind="histogram",
+        help="Between two tokens of one answer, in seconds",
+        buckets=_STEP,
+    ),
+    Family(
+        name="triton_hf_request_duration_seconds",
+        kind="histogram",
+        help="From submission to the last token, in seconds",
+        buckets=_DURATION,
+    ),
+    Family(
+        name="triton_hf_prompt_tokens",
+        kind="histogram",
+        help="Prompt tokens per finished request",
+        buckets=_TOKENS,
+    ),
+    Family(
+        name="triton_hf_generation_tokens",
+        kind="histogram",
+        help="Generated tokens per finished request",
+        buckets=_TOKENS,
+    ),
+)
+
+Key = tuple[str, str | None]
+
+
+class Metrics:
+    """Counts of one model in this process; safe from any thread."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._lock = threading.Lock()
+        self._gauges: dict[Key, float] = {}
+        self._counts: dict[Key, float] = {}
+        self._observations: list[tuple[str, float]] = []
+
+    def ready(self, *, slots: int) -> None:
+        """The engine can answer."""
+        self._set("triton_hf_slots", slots)
+        self._set("triton_hf_engine_start_time_seconds", time.time())
+
+    def queue(self, *, running: int, waiting: int, kv_usage: float) -> None:
+        """The queue changed."""
+        self._set("triton_hf_requests_running", running)
+        self._set("triton_hf_requests_waiting", waiting)
+        self._set("triton_hf_kv_cache_usage_ratio", kv_usage)
+
+    def prompt(self, tokens: int) -> None:
+        """Prompts of this many tokens were accepted."""
+        self._count("triton_hf_prompt_tokens_total", tokens)
+
+    def first_token(self, seconds: float) -> None:
+        """A request got its first token after this time."""
+        self._count("triton_hf_generation_tokens_total", 1)
+        self._observe("triton_hf_time_to_first_token_seconds", seconds)
+
+    def next_token(self, seconds: float) -> None:
+        """A request got another token, this time after the one before."""
+        self._count("triton_hf_generation_tokens_total", 1)
+        self._observe("triton_hf_inter_token_seconds", seconds)
+
+    def finished(
+        self, reason: str, *, duration: float, prompt_tokens: int, completion_tokens: int
+    ) -> None:
+        """A request ended; `cancelled` counts apart and leaves the histograms alone."""
+        if reason == "cancelled":
+            self._count("triton_hf_requests_cancelled_total", 1)
+            return
+        self._count("triton_hf_requests_finished_total", 1, reason)
+        self._observe("triton_hf_request_duration_seconds", duration)
+        self._observe("triton_hf_prompt_tokens", prompt_tokens)
+        self._observe("triton_hf_generation_tokens", completion_tokens)
+
+    def failed(self, *, completion_tokens: int) -> None:
+        """An accepted request failed after this many tokens."""
+        del completion_tokens  # they were counted one by one
+        self._count("triton_hf_requests_failed_total", 1)
+
+    def rejected(self, reason: str, requests: int = 1) -> None:
+        """Requests were refused: `invalid` or `queue_full`."""
+        self._count("triton_hf_requests_rejected_total", requests, reason)
+
+    def drain(self) -> tuple[dict[Key, float], dict[Key, float], list[tuple[str, float]]]:
+        """Return gauges, counts since the last call and observations since the last call."""
+        with self._lock:
+            gauges, self._gauges = self._gauges, {}
+            counts, self._counts = self._counts, {}
+            observations, self._observations = self._observations, []
+        return gauges, counts, observations
+
+    def _set(self, name: str, value: float) -> None:
+        with self._lock:
+            self._gauges[name, None] = float(value)
+
+    def _count(self, name: str, amount: float, label: str | None = None) -> None:
+        with self._lock:
+            self._counts[name, label] = self._counts.get((name, label), 0.0) + amount
+
+    def _observe(self, name: str, value: float) -> None:
+        with self._lock:
+            self._observations.append((name, float(value)))
+
+
+class TritonPublisher:
+    """Copies the counts to Triton's own /metrics."""
+
+    def __init__(self, *, metrics: Metrics, model: str, backend: Any) -> None:
+        """Register every family, so that each series exists from the start with value 0.
+
+        Args:
+            metrics: What to copy.
+            model: Value of the label `model`.
+            backend: The module `triton_python_backend_utils`.
+        """
+        self._metrics = metrics
+        self._families: list[Any] = []  # a metric dies with its family, so keep them
+        self._series: dict[Key, Any] = {}
+        self._stopping = threading.Event()
+        for family in FAMILIES:
+            self._register(family, model, backend)
+        self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
+
+    def start(self) -> None:
+        """Copy from now on, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Copy once more and end the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _register(self, family: Family, model: str, backend: Any) -> None:
+        kind = getattr(backend.MetricFamily, family.kind.upper())
+        made = backend.MetricFamily(name=family.name, description=family.help, kind=kind)
+        self._families.append(made)
+        for value in family.values or (None,):
+            labels: Mapping[str, str] = {"model": model}
+            if family.label is not None and value is not None:
+                labels = {**labels, family.label: value}
+            extra = {"buckets": list(family.buckets)} if family.buckets else {}
+            self._series[family.name, value] = made.Metric(labels=labels, **extra)
+
+    def _loop(self) -> None:
+        last = False
+        while not last:
+            last = self._stopping.wait(PUBLISH_SECONDS)
+            self._copy()
+
+    def _copy(self) -> None:
+        gauges, counts, observations = self._metrics.drain()
+        for key, value in gauges.items():
+            self._series[key].set(value)
+        for key, value in counts.items():
+            self._series[key].increment(value)
+        for name, value in observations:
+            self._series[name, None].observe(value)

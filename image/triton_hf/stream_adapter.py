@@ -1,0 +1,196 @@
+"""Triton's side of a streaming companion: `/generate_stream`, and streaming gRPC.
+
+Triton refuses `/infer` on a decoupled model, so each model M has a decoupled companion M_stream
+that holds no weights: it passes requests to M's process and sends M's tokens as they come.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from triton_hf import wire
+from triton_hf.adapter import CANCEL_POLL_SECONDS, coded_error, read_inputs, text_response
+from triton_hf.answers import Answer
+from triton_hf.errors import RequestError
+from triton_hf.requests import wants_stream
+from triton_hf.runtime import socket_path
+
+SENDER_THREADS = 4
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class StreamModel:
+    """The companion of one model; its config.pbtxt names the model in parameter `model`."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Start the threads; the line to the model is made with the first request."""
+        config = json.loads(args["model_config"])
+        self._model = config["parameters"]["model"]["string_value"]
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._link: _Link | None = None
+        self._senders = [_Sender() for _ in range(SENDER_THREADS)]
+        self._stopping = threading.Event()
+        self._watch = threading.Thread(target=self._watch_clients, name="watch", daemon=True)
+        self._watch.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Pass each request on; its tokens come back on the threads of the link."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._pass_on(request, sender)
+            except RequestError as error:
+                sender.send(coded_error(str(error), "INVALID_ARG"), flags=_FINAL)
+            except OSError:
+                text = f"model '{self._model}' is not running; see the log of the server"
+                sender.send(coded_error(text, "UNAVAILABLE"), flags=_FINAL)
+
+    def finalize(self) -> None:
+        """Close the line; the model cancels what is open."""
+        self._stopping.set()
+        self._watch.join()
+        if self._link is not None:
+            self._link.close()
+        for sender in self._senders:
+            sender.stop()
+
+    def _pass_on(self, request: Any, sender: Any) -> None:
+        parameters = request.parameters()
+        message = {
+            "id": next(self._numbers),
+            "inputs": {
+                name: [row.decode("latin-1") for row in rows]
+                for name, rows in read_inputs(request).items()
+                if rows is not None
+            },
+            "parameters": parameters,
+            "stream": wants_stream(parameters),
+        }
+        self._connected().submit(message, sender)
+
+    def _connected(self) -> _Link:
+        with self._lock:
+            if self._link is None or self._link.broken:
+                self._link = _Link(model=self._model, senders=self._senders)
+            return self._link
+
+    def _watch_clients(self) -> None:
+        while not self._stopping.wait(CANCEL_POLL_SECONDS):
+            if self._link is not None:
+                self._link.cancel_abandoned()
+
+
+class _Link:
+    """One connection to the model and the requests that are open on it."""
+
+    def __init__(self, *, model: str, senders: Sequence[_Sender]) -> None:
+        self._model = model
+        self._senders = senders
+        self._lock = threading.Lock()
+        self._open: dict[int, Any] = {}
+        self.broken = False
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.connect(str(socket_path(model)))
+        self._outbox = wire.Outbox(self._connection, on_broken=self._break)
+        threading.Thread(target=self._read, name="stream-read", daemon=True).start()
+
+    def submit(self, message: dict[str, Any], sender: Any) -> None:
+        with self._lock:
+            if self.broken:
+                raise ConnectionError("the line to the model broke")
+            self._open[message["id"]] = sender
+        self._outbox.put(message)
+
+    def cancel_abandoned(self) -> None:
+        with self._lock:
+            entries = list(self._open.items())
+        for number, sender in entries:
+            if sender.is_cancelled():
+                # A message of its own: it must not replace a submission that still waits.
+                self._outbox.put({"id": -1 - number, "cancel": {"id": number}})
+
+    def close(self) -> None:
+        self._outbox.close()
+        self._break()
+
+    def _read(self) -> None:
+        for message in wire.read_messages(self._connection):
+            number = message["id"]
+            with self._lock:
+                sender = self._open.get(number)
+                if wire.is_last(message):
+                    self._open.pop(number, None)
+            if sender is not None:
+                self._senders[number % len(self._senders)].put(sender, message)
+        self._break()
+
+    def _break(self) -> None:
+        with self._lock:
+            self.broken = True
+            left, self._open = self._open, {}
+        self._connection.close()
+        text = f"model '{self._model}' stopped while it was answering; see the log of the server"
+        for number, sender in left.items():
+            message = {"id": number, "error": text, "code": "UNAVAILABLE"}
+            self._senders[number % len(self._senders)].put(sender, message)
+
+
+class _Sender:
+    """Sends responses to Triton from one thread, in order; several share the requests.
+
+    Each send takes 100 to 200 us of waiting for Triton. Messages of one answer that wait at the
+    same time are merged.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="stream-send", daemon=True)
+        self._thread.start()
+
+    def put(self, sender: Any, message: dict[str, Any]) -> None:
+        self._queue.put((sender, message))
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            merged: dict[int, tuple[Any, dict[str, Any]]] = {}
+            for sender, message in (item for item in batch if item is not None):
+                known = merged.get(message["id"])
+                joined = wire.merge(known[1], message) if known else message
+                merged[message["id"]] = (sender, joined)
+            for sender, message in merged.values():
+                _send(sender, message)
+            if None in batch:
+                return
+
+
+def _send(sender: Any, message: dict[str, Any]) -> None:
+    try:
+        if "error" in message:
+            sender.send(coded_error(message["error"], message["code"]), flags=_FINAL)
+            return
+        answer = Answer(
+            text=message["text"],
+            finish_reason=message.get("finish_reason", ""),
+            prompt_tokens=message["prompt_tokens"],
+            completion_tokens=message["completion_tokens"],
+        )
+        sender.send(text_response([answer]), flags=_FINAL if wire.is_last(message) else 0)
+    except Exception as error:  # one answer that cannot be sent must not end the thread
+        print(f"an answer could not be sent: {error!r}", file=sys.stderr, flush=True)

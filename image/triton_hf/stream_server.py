@@ -1,0 +1,159 @@
+"""The model's end of the line to its streaming companion."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from triton_hf import wire
+from triton_hf.answers import Service, error_code
+from triton_hf.engine import Event, Job
+from triton_hf.errors import EngineError, TritonHFError
+from triton_hf.runtime import socket_path
+
+
+class StreamServer:
+    """Accepts the companion's connection and turns its messages into jobs.
+
+    When a connection ends, the jobs that came over it are cancelled.
+    """
+
+    def __init__(self, *, model: str, service: Service) -> None:
+        """Listen for the companion of this model, from `start` on."""
+        self._path = socket_path(model)
+        self._service = service
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connections: set[socket.socket] = set()
+
+    def start(self) -> None:
+        """Bind the socket and accept in a thread."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        self._listener.bind(str(self._path))
+        self._path.chmod(0o600)
+        self._listener.listen(16)
+        threading.Thread(target=self._accept, name="stream-accept", daemon=True).start()
+
+    def stop(self) -> None:
+        """Close everything; the companion sees its connection end."""
+        self._path.unlink(missing_ok=True)
+        for connection in (self._listener, *self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.add(connection)
+            threading.Thread(
+                target=self._serve, args=(connection,), name="stream-read", daemon=True
+            ).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        session = _Session(connection, self._service)
+        try:
+            for message in wire.read_messages(connection):
+                session.handle(message)
+        finally:
+            session.close()
+            self._connections.discard(connection)
+            connection.close()
+
+
+class _Session:
+    """The open requests of one connection."""
+
+    def __init__(self, connection: socket.socket, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        self._jobs: dict[int, Job] = {}
+        self._outbox = wire.Outbox(connection, on_broken=self._cancel_all)
+
+    def handle(self, message: dict[str, Any]) -> None:
+        number = message["id"]
+        if message.get("cancel"):
+            with self._lock:
+                job = self._jobs.get(message["cancel"]["id"])
+            if job is not None:
+                self._service.cancel([job])
+            return
+        try:
+            self._submit(number, message)
+        except TritonHFError as error:
+            self._send_error(number, error)
+        except Exception as error:  # a fault of ours must not end the other streams
+            print(f"stream request failed: {error!r}", file=sys.stderr, flush=True)
+            self._send_error(number, EngineError("the server failed on this request"))
+
+    def close(self) -> None:
+        self._cancel_all()
+        self._outbox.close()
+
+    def _submit(self, number: int, message: dict[str, Any]) -> None:
+        rows = {
+            name: [row.encode("latin-1") for row in values]
+            for name, values in message["inputs"].items()
+        }
+        listener = _Forward(number=number, whole=not message["stream"], send=self._send)
+        # The first event may come before submit returns; the companion takes the length of the
+        # prompt from the last event, so it is set before that can be sent.
+        with listener.lock:
+            job, listener.prompt_tokens = self._service.submit_stream(
+                rows, message["parameters"], listener
+            )
+            with self._lock:
+                self._jobs[number] = job
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if wire.is_last(message):
+            with self._lock:
+                self._jobs.pop(message["id"], None)
+        self._outbox.put(message)
+
+    def _send_error(self, number: int, error: TritonHFError) -> None:
+        self._outbox.put({"id": number, "error": str(error), "code": error_code(error)})
+
+    def _cancel_all(self) -> None:
+        with self._lock:
+            jobs = list(self._jobs.values())
+        self._service.cancel(jobs)
+
+
+class _Forward:
+    """Turns the events of one job into messages; with `whole`, into one message at the end."""
+
+    def __init__(
+        self, *, number: int, whole: bool, send: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.lock = threading.Lock()
+        self.prompt_tokens = 0
+        self._number = number
+        self._whole = whole
+        self._send = send
+        self._text = ""
+
+    def __call__(self, event: Event) -> None:
+        with self.lock:
+            self._text += event.text
+            if self._whole and not event.last:
+                return
+            message: dict[str, Any] = {
+                "id": self._number,
+                "text": self._text,
+                "completion_tokens": event.completion_tokens,
+                "prompt_tokens": self.prompt_tokens,
+            }
+            self._text = ""
+        if event.error is not None:
+            message |= {"error": str(event.error), "code": error_code(event.error)}
+        elif event.finish_reason is not None:
+            message["finish_reason"] = event.finish_reason
+        self._send(message)
