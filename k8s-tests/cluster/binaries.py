@@ -265,17 +265,9 @@ def check_machine(components: Sequence[Component]) -> None:
     Raises:
         MissingError: naming what is missing, how much of it, and where to get it.
     """
-    needed = max(_go_needed(component) for component in components)
-    version = go_version()
-    get_it = "install it from https://go.dev/dl/ and put it on PATH (Debian's own is too old)"
     what = ", ".join(component.name for component in components)
-    if version is None:
-        raise MissingError(f"Go {needed} or newer is needed to build {what}: {get_it}.")
-    if _version_tuple(version) < _version_tuple(needed):
-        raise MissingError(
-            f"Go {needed} or newer is needed to build {what}, not {version}: {get_it}."
-        )
-    room = sum(component.disk_gigabytes for component in components) - _gigabytes_in(_go_folder())
+    check_go(what, max((_go_needed(c) for c in components), key=_version_tuple))
+    room = sum(component.disk_gigabytes for component in components) - _gigabytes_in(cache_folder())
     free = shutil.disk_usage(_existing(cache())).free / GIGABYTE
     if free < room:
         raise MissingError(
@@ -284,12 +276,29 @@ def check_machine(components: Sequence[Component]) -> None:
         )
 
 
+def check_go(what: str, needed: str) -> None:
+    """Check that Go is there and new enough to make something.
+
+    Raises:
+        MissingError: naming the version that is needed and where to get it.
+    """
+    version = go_version()
+    get_it = "install it from https://go.dev/dl/ and put it on PATH (Debian's own is too old)"
+    if version is None:
+        raise MissingError(f"Go {needed} or newer is needed to build {what}: {get_it}.")
+    if _version_tuple(version) < _version_tuple(needed):
+        raise MissingError(
+            f"Go {needed} or newer is needed to build {what}, this is {version}: {get_it}."
+        )
+
+
 def remove_caches() -> None:
     """Remove the downloaded modules and the compiled packages; programs stay."""
-    shutil.rmtree(_go_folder(), ignore_errors=True)
+    shutil.rmtree(cache_folder(), ignore_errors=True)
 
 
-def _go_folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of downloaded modules and compiled packages; it comes and goes."""
     return cache() / "go"
 
 
@@ -329,8 +338,8 @@ def _environment() -> dict[str, str]:
     """Return the environment of a build: the caller's proxy settings, our own caches."""
     return {
         **os.environ,
-        "GOMODCACHE": str(_go_folder() / "mod"),
-        "GOCACHE": str(_go_folder() / "build"),
+        "GOMODCACHE": str(cache_folder() / "mod"),
+        "GOCACHE": str(cache_folder() / "build"),
         # -modcacherw: the module cache can be removed by whoever filled it.
         "GOFLAGS": "-mod=readonly -modcacherw -buildvcs=false -trimpath",
         "CGO_ENABLED": "0",
@@ -354,7 +363,7 @@ def _turn(components: Sequence[Component]) -> Iterator[bool]:
                 if time.monotonic() - spoken > PROGRESS_SECONDS:
                     spoken = time.monotonic()
                     names = ", ".join(c.name for c in components if not is_built(c))
-                    _say(f"waiting for {names}, which another process builds", start)
+                    say(f"waiting for {names}, which another process builds", start)
                 time.sleep(0.5)
             else:
                 yield True
@@ -390,7 +399,7 @@ def _build(component: Component, *, nice: int) -> None:
         record = {"sources": source_key(component), "go": go_version(), "seconds": round(seconds)}
         (folder / "build.json").write_text(json.dumps(record) + "\n")
         folder.rename(final)
-    _say(f"{component.name}: built", start)
+    say(f"{component.name}: built", start)
 
 
 def _keep_files(component: Component, folder: Path) -> None:
@@ -404,17 +413,45 @@ def _keep_files(component: Component, folder: Path) -> None:
 
 
 def module_folder(module: str, folder: Path) -> Path:
-    """Return where the module cache holds a module at the version that a go.mod pins."""
-    listed = subprocess.run(
-        [str(go_program()), "mod", "download", "-json", module],
-        cwd=folder,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        raise BinariesError(f"module {module} cannot be had: {listed.stdout}{listed.stderr}")
-    return Path(json.loads(listed.stdout)["Dir"])
+    """Return where the module cache holds a module at the version that a go.mod pins.
+
+    Raises:
+        BinariesError: when it cannot be had.
+    """
+    return Path(_download(module, folder)["Dir"])
+
+
+def download(module: str, version: str, checksum: str) -> Path:
+    """Return where the module cache holds a module, downloading it if needed.
+
+    Args:
+        module: its path.
+        version: exactly that version.
+        checksum: its hash as a go.sum has it ("h1:...").
+
+    Raises:
+        BinariesError: when it cannot be had, or is not what the hash says.
+    """
+    found = _download(f"{module}@{version}", _existing(cache()))
+    if found["Sum"] != checksum:
+        raise BinariesError(f"{module} {version} is not the pinned one: its hash is {found['Sum']}")
+    return Path(found["Dir"])
+
+
+def _download(module: str, folder: Path) -> dict[str, str]:
+    words = [str(go_program()), "mod", "download", "-json", module]
+    done = subprocess.run(words, cwd=folder, env=_environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise BinariesError(f"module {module} cannot be had: {done.stdout}{done.stderr}".strip())
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def kubeconform_schemas() -> Path:
+    """Return the folder of kubeconform's schemas (see cluster.schemas), making it if needed."""
+    from cluster import schemas  # It needs a YAML reader; building programs does not.
+
+    return schemas.schemas()
 
 
 def _run(
@@ -470,7 +507,7 @@ def _watch(child: subprocess.Popen[str], progress: Callable[[], str], start: flo
         try:
             child.wait(PROGRESS_SECONDS)
         except subprocess.TimeoutExpired:
-            _say(progress(), start)
+            say(progress(), start)
         else:
             return
 
@@ -484,7 +521,8 @@ def _progress(component: Component, doing: str, lines: Sequence[str], total: int
     return f"{component.name}: {doing}, {len(lines)} of at most {total} packages, {last}"
 
 
-def _say(line: str, start: float) -> None:
+def say(line: str, start: float) -> None:
+    """Print a progress line with the seconds since a start (time.monotonic()) to stderr."""
     print(f"{line} ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
 
 
