@@ -515,7 +515,7 @@ def _watch(child: subprocess.Popen[str], progress: Callable[[], str], start: flo
 def _progress(component: Component, doing: str, lines: Sequence[str], total: int) -> str:
     if not total:
         return f"{component.name}: {doing}, {len(lines)} downloads"
-    last = lines[-1].strip() if lines else "reading"
+    last = lines[-1].strip() if lines else "using what the cache has"
     if last in {f"cluster/{component.name}", *component.programs.values()}:
         return f"{component.name}: linking"
     return f"{component.name}: {doing}, {len(lines)} of at most {total} packages, {last}"
