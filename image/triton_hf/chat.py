@@ -1,0 +1,76 @@
+"""From a conversation to prompt tokens, with the chat template of the model's own tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton_hf.errors import RequestError, SettingsError
+from triton_hf.requests import Conversation
+
+
+class ChatTokenizer:
+    """Applies the chat template and turns tokens back into text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Use a transformers tokenizer.
+
+        Raises:
+            SettingsError: The tokenizer has no chat template, or is not a fast one.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise SettingsError("the repository has no chat template, so it is not a chat model")
+        if not getattr(tokenizer, "is_fast", False):
+            raise SettingsError("the repository has no fast tokenizer (tokenizer.json)")
+        self.tokenizer = tokenizer
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """Return the prompt's token ids, up to where the assistant's answer starts.
+
+        Raises:
+            RequestError: The template refuses this conversation (order of roles, for example).
+        """
+        from jinja2 import TemplateError
+
+        turns = [{"role": turn.role, "content": turn.content} for turn in conversation]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise RequestError(f"the model's chat template refuses this conversation: {error}") from None
+        # The template writes the special tokens itself.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decoder(self) -> TokenDecoder:
+        """Return a decoder for one answer."""
+        return TokenDecoder(self.tokenizer)
+
+
+class TokenDecoder:
+    """Turns the tokens of one answer into text, piece by piece.
+
+    A character that spans several tokens is held back until it is whole.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Start with no tokens."""
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """Add a token; return the new text, which may be empty."""
+        self._ids.append(token)
+        piece = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        self._shown += piece
+        return piece
+
+    def flush(self) -> str:
+        """Return what is still held back, when no more tokens come."""
+        whole = self._tokenizer.decode(
+            self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(whole[len(self._shown) :]) if whole.startswith(self._shown) else ""

@@ -1,0 +1,202 @@
+"""Downloads from the Hub, with each failure as one sentence that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from triton_hf.errors import StoreError
+from triton_hf.store import EXIT_ACCESS, EXIT_FAILED, EXIT_HUB, EXIT_NOT_FOUND, read_token
+
+PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+ATTEMPTS = 5
+FIRST_PAUSE_SECONDS = 1.0
+_Result = TypeVar("_Result")
+
+
+def resolve_commit(*, repo_id: str, revision: str | None, token: str | None) -> str:
+    """Return the commit that a revision (None: the main branch) stands for now.
+
+    Raises:
+        StoreError: There is no such repository or revision, or no access to it.
+    """
+    from huggingface_hub import HfApi
+
+    def ask() -> str:
+        info = HfApi().model_info(repo_id, revision=revision, token=token or False)
+        return str(info.sha)
+
+    with _sentences(repo_id, revision, token):
+        return _with_retries(ask)
+
+
+def download_snapshot(*, repo_id: str, commit: str, folder: Path, token: str | None) -> None:
+    """Download the files of a commit into a folder; goes on where an earlier run stopped.
+
+    Raises:
+        StoreError: There is no such repository or commit, no access, or the Hub fails.
+        OSError: The disk is full or not writable.
+    """
+    from huggingface_hub import snapshot_download
+
+    def download() -> None:
+        snapshot_download(
+            repo_id,
+            revision=commit,
+            local_dir=folder,
+            token=token or False,
+            allow_patterns=list(PATTERNS),
+            max_workers=4,
+        )
+
+    with _quiet(), _sentences(repo_id, commit, token):
+        _with_retries(download)
+
+
+def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
+    """Return a snapshot in the Hub's own cache, downloaded when it may be.
+
+    Raises:
+        StoreError: It is not in the cache and cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    token = read_token()
+
+    def download() -> str:
+        return str(
+            snapshot_download(
+                repo_id, revision=revision, token=token or False, allow_patterns=list(PATTERNS)
+            )
+        )
+
+    with _quiet(), _sentences(repo_id, revision, token):
+        return Path(_with_retries(download))
+
+
+def _with_retries(action: Callable[[], _Result]) -> _Result:
+    """Call an action again after failures that may pass: 429, 5xx, broken connections."""
+    pause = FIRST_PAUSE_SECONDS
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if attempt == ATTEMPTS or not _may_pass(error):
+                raise
+            time.sleep(_retry_after(error) or pause)
+            pause *= 2
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    import httpx2
+
+    root = _root_cause(error)
+    status = _status(error) or _status(root)
+    if status is not None:
+        return status == 429 or status >= 500
+    # A file that is shorter than announced is reported as OSError without an errno.
+    short = isinstance(root, OSError) and root.errno is None and "onsistency" in str(root)
+    return short or isinstance(root, httpx2.TransportError)
+
+
+def _retry_after(error: Exception) -> float | None:
+    response = getattr(error, "response", None)
+    try:
+        return min(30.0, float(response.headers["Retry-After"])) if response is not None else None
+    except (KeyError, ValueError):
+        return None
+
+
+def _status(error: BaseException | None) -> int | None:
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    return int(status) if status is not None else None
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextlib.contextmanager
+def _sentences(repo_id: str, revision: str | None, token: str | None) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into ours."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        raise _translated(error, repo_id, revision, token) from None
+
+
+def _translated(error: Exception, repo_id: str, revision: str | None, token: str | None) -> Exception:
+    from huggingface_hub import errors
+
+    root = _root_cause(error)
+    kinds = (error, root)
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+    def of(kind: type[Any]) -> bool:
+        return any(isinstance(item, kind) for item in kinds)
+
+    status = _status(error) or _status(root)
+    if isinstance(root, OSError) and root.errno is not None and status is None:
+        return root  # the disk, not the Hub
+    if of(errors.RevisionNotFoundError):
+        text = f"{repo_id} has no revision '{revision}'; check 'revision'"
+        return StoreError(text, exit_code=EXIT_NOT_FOUND)
+    if status == 401 and token:
+        text = f"the Hub does not accept the token for {repo_id}: it is wrong, expired or revoked"
+        return StoreError(text, exit_code=EXIT_ACCESS)
+    if of(errors.GatedRepoError) or status in (401, 403):
+        return _access_error(repo_id, endpoint, token)
+    if of(errors.RepositoryNotFoundError) or status == 404:
+        text = f"there is no repository {repo_id} on {endpoint}, or the token may not see it"
+        return StoreError(text, exit_code=EXIT_NOT_FOUND)
+    if of(errors.OfflineModeIsEnabled) or (os.environ.get("HF_HUB_OFFLINE") == "1"):
+        text = f"{repo_id} is not on this machine and HF_HUB_OFFLINE=1 forbids to download it"
+        return StoreError(text, exit_code=EXIT_NOT_FOUND)
+    detail = str(root).strip().splitlines()[0] if str(root).strip() else type(root).__name__
+    if status is not None or _may_pass(error) or of(errors.LocalEntryNotFoundError):
+        text = f"the Hub at {endpoint} failed {ATTEMPTS} times for {repo_id}: {_plain(detail)}"
+        return StoreError(text, exit_code=EXIT_HUB)
+    text = f"{repo_id} could not be downloaded: {type(root).__name__}: {_plain(detail)}"
+    return StoreError(text, exit_code=EXIT_FAILED)
+
+
+def _access_error(repo_id: str, endpoint: str, token: str | None) -> StoreError:
+    if token is None:
+        text = f"{repo_id} is gated and there is no token: set one that has been granted access"
+    else:
+        text = (
+            f"{repo_id} is gated and this token has no access: ask for it on "
+            f"{endpoint}/{repo_id}, then run again"
+        )
+    return StoreError(text, exit_code=EXIT_ACCESS)
+
+
+def _plain(text: str) -> str:
+    """One line without a full stop at its end, and never a token."""
+    words = ["hf_***" if word.startswith("hf_") and len(word) > 8 else word for word in text.split()]
+    return " ".join(words).rstrip(".")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars: logs are lines."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    from huggingface_hub.utils import enable_progress_bars
+
+    disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            enable_progress_bars()

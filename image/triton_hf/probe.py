@@ -1,0 +1,91 @@
+"""Exec probes of a server: startup, ready and live. Standard library only, for a fast start.
+
+Triton 2.51 stays ready for ever when a model's process has died or hangs, so the probes also
+read the heartbeat files that the engines write.
+
+  startup, ready  Triton and all its models are ready, and every model's process lives
+  live            Triton answers, every model's process lives, and no engine that had work has
+                  been silent for longer than TRITON_HF_STALE_SECONDS (default 60)
+"""
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+DEFAULT_STALE_SECONDS = 60.0
+KINDS = ("startup", "ready", "live")
+
+
+def probe_command(arguments: list[str]) -> int:
+    """`triton-hf probe KIND`: 0 when all is well, else 1 and one sentence on stderr."""
+    if len(arguments) != 1 or arguments[0] not in KINDS:
+        print(f"usage: triton-hf probe {'|'.join(KINDS)}", file=sys.stderr)
+        return 2
+    problem = find_problem(arguments[0])
+    if problem is None:
+        return 0
+    print(f"triton-hf probe {arguments[0]}: {problem}", file=sys.stderr)
+    return 1
+
+
+def find_problem(kind: str) -> str | None:
+    """Return what is wrong, as one sentence, or None."""
+    path = "/v2/health/live" if kind == "live" else "/v2/health/ready"
+    problem = _ask(path)
+    if problem is not None:
+        return problem
+    root = Path(os.environ.get("TRITON_HF_RUNTIME_DIR") or "/tmp/triton_hf")
+    for file in sorted((root / "health").glob("*.json")):
+        problem = _model_problem(file, kind)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _ask(path: str) -> str | None:
+    port = os.environ.get("TRITON_HF_HTTP_PORT") or "8000"
+    try:
+        request = f"http://127.0.0.1:{port}{path}"
+        with urllib.request.urlopen(request, timeout=4) as answer:
+            return None if answer.status == 200 else f"{path} says {answer.status}"
+    except urllib.error.HTTPError as error:
+        return f"{path} says {error.code}: the server or one of its models is not ready"
+    except (OSError, ValueError) as error:
+        return f"the server does not answer {path}: {error}"
+
+
+def _model_problem(file: Path, kind: str) -> str | None:
+    model = file.stem
+    try:
+        beat = json.loads(file.read_text("utf-8"))
+        pid, silent = int(beat["pid"]), time.monotonic() - float(beat["monotonic"])
+        queued = int(beat["running"]) + int(beat["waiting"])
+    except FileNotFoundError:
+        return None  # the model was unloaded between the listing and now
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"the heartbeat of model '{model}' cannot be read: {error!r}"
+    if not _alive(pid):
+        return f"the process of model '{model}' (pid {pid}) has died"
+    if kind != "live":
+        return f"model '{model}' is loading" if beat["state"] == "loading" else None
+    stale = float(os.environ.get("TRITON_HF_STALE_SECONDS") or DEFAULT_STALE_SECONDS)
+    if queued and beat["state"] == "serving" and silent > stale:
+        return f"the engine of model '{model}' has been silent for {silent:.0f} s with work queued"
+    return None
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+if __name__ == "__main__":
+    sys.exit(probe_command(sys.argv[1:]))

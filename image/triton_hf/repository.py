@@ -1,0 +1,155 @@
+"""Writes and checks the two files of a model: config.pbtxt and 1/model.py.
+
+`python3 -m triton_hf.repository add NAME --repository ORG/NAME` adds a model to a folder,
+`... check FOLDER` says whether each config.pbtxt is what this module would write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from triton_hf.errors import SettingsError, TritonHFError
+from triton_hf.pbtxt import STREAM_SUFFIX, model_config, read_config, string_parameters
+from triton_hf.settings import parameter_names, parse_settings
+from triton_hf.store import ModelSpec
+
+MODEL = '''"""Serves the model that config.pbtxt names."""
+
+from triton_hf.adapter import TextModel as TritonPythonModel  # noqa: F401
+'''
+# Triton takes more, but a name is also part of a URL path, a metric label and a Helm key.
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Check everything about a model that can be known without downloading it.
+
+    Raises:
+        SettingsError: The text names the model and the field.
+    """
+    if not _NAME.fullmatch(spec.name) or spec.name.endswith(STREAM_SUFFIX):
+        raise SettingsError(
+            f"model '{spec.name}': a name has up to 63 of a-z, 0-9, '.', '_' and '-', and does "
+            f"not end with '{STREAM_SUFFIX}'"
+        )
+    if spec.engine == "simulated":
+        if spec.repository is not None:
+            raise SettingsError(f"model '{spec.name}': a simulated model has no 'repository'")
+    elif not isinstance(spec.repository, str) or not _REPOSITORY.fullmatch(spec.repository):
+        raise SettingsError(f"model '{spec.name}': 'repository' must be ORG/NAME on the Hub")
+    if reserved := {"engine", "repo_id", "revision"} & set(spec.parameters):
+        raise SettingsError(
+            f"model '{spec.name}': '{sorted(reserved)[0]}' is a field of the model itself, "
+            "not of its 'parameters'"
+        )
+    try:
+        parse_settings(all_parameters(spec))
+    except SettingsError as error:
+        raise SettingsError(f"model '{spec.name}': {error}") from None
+
+
+def all_parameters(spec: ModelSpec) -> dict[str, str]:
+    """Parameters of config.pbtxt for a model, in file order."""
+    values = {"engine": spec.engine, **spec.parameters}
+    if spec.repository is not None:
+        values["repo_id"] = spec.repository
+    if spec.revision is not None:
+        values["revision"] = spec.revision
+    first = ("engine", "repo_id", "revision", *parameter_names(spec.engine))
+    ordered = {name: values[name] for name in first if name in values}
+    return {**ordered, **values}
+
+
+def write_model(repository: Path, spec: ModelSpec) -> Path:
+    """Write the two files of a model; return its folder.
+
+    Raises:
+        SettingsError: The specification is wrong.
+    """
+    check_spec(spec)
+    folder = repository / spec.name
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(model_config(all_parameters(spec)), encoding="utf-8")
+    (folder / "1" / "model.py").write_text(MODEL, encoding="utf-8")
+    return folder
+
+
+def read_model(folder: Path) -> ModelSpec:
+    """Read a model folder back into its specification.
+
+    Raises:
+        SettingsError: Its config.pbtxt cannot be read or says something wrong.
+    """
+    parameters = string_parameters(read_config(folder / "config.pbtxt"))
+    spec = ModelSpec(
+        name=folder.name,
+        engine=parameters.pop("engine", "transformers"),
+        repository=parameters.pop("repo_id", None),
+        revision=parameters.pop("revision", None),
+        parameters=parameters,
+    )
+    check_spec(spec)
+    return spec
+
+
+def differences(folder: Path) -> list[str]:
+    """Say in which files a model folder differs from what `write_model` writes.
+
+    Raises:
+        SettingsError: Its config.pbtxt cannot be read or says something wrong.
+    """
+    spec = read_model(folder)
+    expected = {"config.pbtxt": model_config(all_parameters(spec)), "1/model.py": MODEL}
+    return [
+        f"{folder / name} is not what 'triton_hf.repository' writes"
+        for name, text in expected.items()
+        if (folder / name).read_text("utf-8") != text
+    ]
+
+
+def main() -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(prog="triton_hf.repository", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("add", help="write the two files of a model")
+    add.add_argument("name")
+    add.add_argument("--into", type=Path, default=Path("model_repository"))
+    add.add_argument("--engine", default="transformers")
+    add.add_argument("--repository", help="ORG/NAME on the Hub")
+    add.add_argument("--revision", help="commit, tag or branch; a commit is safest")
+    add.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
+    check = commands.add_parser("check", help="compare a folder of models with what we write")
+    check.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    try:
+        if options.command == "add":
+            print(write_model(options.into, _spec(options)))
+            return 0
+        wrong = [
+            line
+            for config in sorted(options.folder.glob("*/config.pbtxt"))
+            for line in differences(config.parent)
+        ]
+    except TritonHFError as error:
+        print(f"triton_hf.repository: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(wrong), file=sys.stderr) if wrong else None
+    return 1 if wrong else 0
+
+
+def _spec(options: argparse.Namespace) -> ModelSpec:
+    return ModelSpec(
+        name=options.name,
+        engine=options.engine,
+        repository=options.repository,
+        revision=options.revision,
+        parameters=dict(item.split("=", 1) for item in options.set),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A local mirror of the Hugging Face Hub, enough for the real `huggingface_hub` client."""
