@@ -38,8 +38,7 @@ COMPONENTS_DIR = Path(__file__).parent / "components"
 PROGRESS_SECONDS = 8.0  # longest silence of a build
 GIGABYTE = 1 << 30
 
-# The compiler writes debugging tables that the linker then drops (-s -w): leaving them out
-# at once shortens a cold build.
+# Debugging tables would be dropped by the linker (-s -w), so the compiler writes none.
 COMPILER_FLAGS = "-gcflags=all=-dwarf=false"
 LINKER_FLAGS = "-s -w"
 
@@ -67,6 +66,7 @@ class Component:
         files: files kept from the modules, as name in the result -> (module, glob below it).
         variables: string variables set by the linker.
         tags: Go build tags.
+        stand_ins: packages of modules that a folder in stand-ins/ takes the place of.
         disk_gigabytes: room that modules, compiled packages and result take, measured.
     """
 
@@ -76,6 +76,7 @@ class Component:
     files: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    stand_ins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     disk_gigabytes: float = 2.0
 
     @property
@@ -136,6 +137,10 @@ COMPONENTS: tuple[Component, ...] = (
                 "sigs.k8s.io/gateway-api",
                 "config/crd/standard/gateway.networking.k8s.io_*.yaml",
             )
+        },
+        stand_ins={
+            "github.com/go-acme/lego/v4": ("providers/dns",),
+            "github.com/traefik/traefik/v3": ("pkg/provider/ecs",),
         },
         disk_gigabytes=7.0,
     ),
@@ -237,9 +242,10 @@ def source_key(component: Component) -> str:
         _build_flags(component),
     ]
     digest = hashlib.sha256(json.dumps(recipe).encode())
-    for file in sorted(component.folder.iterdir()):
+    for file in sorted(component.folder.rglob("*")):
         if file.name in ("go.mod", "go.sum") or file.suffix == ".go":
-            digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
+            name = file.relative_to(component.folder)
+            digest.update(f"\0{name}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -386,11 +392,10 @@ def _build(component: Component, *, nice: int) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{component.name}-", dir=final.parent) as draft:
         folder = Path(draft) / "result"
         folder.mkdir()
-        packages = list(component.programs.values())
-        tags = [flag for flag in _build_flags(component) if flag.startswith("-tags")]
-        listed = run(["list", "-deps", *tags, *packages], "fetching modules")
+        flags = [*_build_flags(component), *_stand_in_flags(component, Path(draft))]
+        listed = run(["list", "-deps", *flags, *component.programs.values()], "fetching modules")
         for program, package in component.programs.items():
-            words = ["build", "-v", *_build_flags(component), "-o", str(folder / program), package]
+            words = ["build", "-v", *flags, "-o", str(folder / program), package]
             run(words, "compiling", total=len(listed.splitlines()))
         _keep_files(component, folder)
         for link, program in component.links.items():
@@ -399,7 +404,35 @@ def _build(component: Component, *, nice: int) -> None:
         record = {"sources": source_key(component), "go": go_version(), "seconds": round(seconds)}
         (folder / "build.json").write_text(json.dumps(record) + "\n")
         folder.rename(final)
+    _prune(component)
     say(f"{component.name}: built", start)
+
+
+def _prune(component: Component) -> None:
+    """Keep the two newest results: the one of this checkout and the one before it."""
+    found = (cache() / "bin").glob(f"{component.name}-{'?' * 12}")
+    for older in sorted(found, key=lambda folder: folder.stat().st_mtime)[:-2]:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def _stand_in_flags(component: Component, draft: Path) -> list[str]:
+    """Copy the modules that have a package exchanged, and return the flag that builds with them.
+
+    Go lets no file of its module cache be replaced, but a whole module by a folder.
+    """
+    if not component.stand_ins:
+        return []
+    lines = [(component.folder / "go.mod").read_text()]
+    for module, packages in component.stand_ins.items():
+        copy = draft / "modules" / module
+        shutil.copytree(module_folder(module, component.folder), copy)
+        for package in packages:
+            shutil.rmtree(copy / package)
+            shutil.copytree(component.folder / "stand-ins" / module / package, copy / package)
+        lines.append(f"replace {module} => {copy}\n")
+    (draft / "build.mod").write_text("".join(lines))
+    shutil.copyfile(component.folder / "go.sum", draft / "build.sum")
+    return [f"-modfile={draft / 'build.mod'}"]
 
 
 def _keep_files(component: Component, folder: Path) -> None:

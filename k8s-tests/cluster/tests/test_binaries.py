@@ -87,6 +87,16 @@ def test_a_changed_source_is_another_result(empty_cache: Path, greeting: Compone
     assert before.exists()
 
 
+def test_only_the_two_newest_results_stay(empty_cache: Path, greeting: Component) -> None:
+    source = greeting.folder / "main.go"
+    made = []
+    for number in range(3):
+        source.write_text(f"package main\n\nfunc main() {{ println({number}) }}\n")
+        made.append(binaries.ensure(["greet"], keep_caches=True)["greet"])
+
+    assert [program.exists() for program in made] == [False, True, True]
+
+
 @pytest.mark.parametrize("file", ["go.mod", "go.sum", "main.go"])
 def test_every_source_file_decides_the_key(greeting: Component, file: str) -> None:
     before = binaries.source_key(greeting)
