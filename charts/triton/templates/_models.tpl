@@ -1,0 +1,72 @@
+{{/* The models as JSON, as `triton-hf sync --spec` reads them; parameters are text, as in config.pbtxt. */}}
+{{- define "triton.models.spec" -}}
+{{- $models := dict -}}
+{{- range $name, $model := .Values.models -}}
+{{- $spec := dict "engine" ($model.engine | default "transformers") -}}
+{{- with $model.repository }}{{ $_ := set $spec "repository" . }}{{ end -}}
+{{- with $model.revision }}{{ $_ := set $spec "revision" . }}{{ end -}}
+{{- $_ := set $spec "parameters" (dict) -}}
+{{- range $key, $value := $model.parameters -}}
+{{- $_ := set $spec.parameters $key (include "triton.scalar" $value) -}}
+{{- end -}}
+{{- $_ := set $models $name $spec -}}
+{{- end -}}
+{{- dict "models" $models | toJson -}}
+{{- end -}}
+
+{{/* A number, boolean or text as text. Helm reads numbers as floats, and 16777216 must not become 1.6e+07. */}}
+{{- define "triton.scalar" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- end -}}
+
+{{/* Generation of the model repository: changes with the models and with the image that writes it. */}}
+{{- define "triton.models.generation" -}}
+{{- printf "%s %s" (include "triton.models.spec" .) (include "triton.image" .) | sha256sum | trunc 12 -}}
+{{- end -}}
+
+{{/*
+The paths of one model that may be called from outside, as a JSON list. Argument: its name.
+Exact paths, because regular expressions differ between controllers and a prefix would open /config.
+*/}}
+{{- define "triton.models.paths" -}}
+{{- $paths := list -}}
+{{- range $model := list . (printf "%s_stream" .) -}}
+{{- range $version := list "" "/versions/1" -}}
+{{- range $call := list "" "/ready" "/infer" "/generate" "/generate_stream" -}}
+{{- $paths = append $paths (printf "/v2/models/%s%s%s" $model $version $call) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $paths | toJson -}}
+{{- end -}}
+
+{{/* Whether the store can be used on one node only: ReadWriteOnce and nothing wider. */}}
+{{- define "triton.modelStore.onOneNode?" -}}
+{{- $modes := .Values.modelStore.accessModes -}}
+{{- if not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes)) }}true{{ end -}}
+{{- end -}}
+
+{{/* Name of the model-sync Job: a Job cannot be changed, so a changed one gets a name of its own. */}}
+{{- define "triton.modelSync.name" -}}
+{{- $hook := include "triton.modelSync.isHook?" . | default "false" -}}
+{{- $hash := printf "%s %s" $hook (include "triton.modelSync.spec" .) | sha256sum | trunc 8 -}}
+{{- printf "%s-sync-%s" (include "triton.fullname" .) $hash -}}
+{{- end -}}
+
+{{/*
+Whether this render's model-sync runs as a hook. Only in an upgrade: a first install has no claim
+before its objects are made, and `helm template` (Argo CD, Flux) always counts as an install.
+*/}}
+{{- define "triton.modelSync.isHook?" -}}
+{{- if and .Release.IsUpgrade .Values.modelSync.beforeUpgrade }}true{{ end -}}
+{{- end -}}
+
+{{/* Secret that the Job mounts; in a hook a copy, because the release's own is not updated yet. */}}
+{{- define "triton.modelSync.tokenSecretName" -}}
+{{- $name := include "triton.tokenSecretName" . -}}
+{{- if and .Values.huggingface.token.value (include "triton.modelSync.isHook?" .) -}}
+{{- printf "%s-upgrade" $name -}}
+{{- else -}}
+{{- $name -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,82 @@
+{{/* Full name of the release's objects, at most 45 characters so that every suffix fits in 63. */}}
+{{- define "triton.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 45 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := .Values.nameOverride | default .Chart.Name -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 45 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 45 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Selector of one component. Argument: (list $ "component"). Never version, chart or user labels. */}}
+{{- define "triton.selectorLabels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ $root.Values.nameOverride | default $root.Chart.Name | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Labels of the objects of one component. Argument: (list $ "component"). */}}
+{{- define "triton.labels" -}}
+{{- $root := index . 0 -}}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "triton.selectorLabels" . }}
+app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+app.kubernetes.io/part-of: triton-on-kubernetes
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Labels of the pods of one component, without the versions of chart and image: a new chart that changes
+nothing in a pod must not restart it. Argument: (list $ "component").
+*/}}
+{{- define "triton.podLabels" -}}
+{{ include "triton.selectorLabels" . }}
+app.kubernetes.io/part-of: triton-on-kubernetes
+{{- with (index . 0).Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Image reference: a digest wins over the tag. */}}
+{{- define "triton.image" -}}
+{{- $image := .Values.image -}}
+{{- with $image.registry }}{{ . | trimSuffix "/" }}/{{ end -}}
+{{- $image.repository -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .Chart.AppVersion }}{{ end -}}
+{{- end -}}
+
+{{/* Name of the service account of all pods. */}}
+{{- define "triton.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "triton.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of the claim that holds the model store. */}}
+{{- define "triton.claimName" -}}
+{{- .Values.modelStore.existingClaim | default (printf "%s-models" (include "triton.fullname" .)) -}}
+{{- end -}}
+
+{{/* Name of the Secret with the Hugging Face token; empty without a token. */}}
+{{- define "triton.tokenSecretName" -}}
+{{- if .Values.huggingface.token.existingSecret -}}
+{{- .Values.huggingface.token.existingSecret -}}
+{{- else if .Values.huggingface.token.value -}}
+{{- printf "%s-huggingface" (include "triton.fullname" .) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of the Secret with the value of the restricted APIs' header. */}}
+{{- define "triton.adminSecretName" -}}
+{{- .Values.server.restrictedApis.existingSecret | default (printf "%s-admin" (include "triton.fullname" .)) -}}
+{{- end -}}

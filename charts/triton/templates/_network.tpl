@@ -1,0 +1,36 @@
+{{/* Name of the HTTPRoute of one model. Argument: (list $ "model"). */}}
+{{- define "triton.httpRoute.name" -}}
+{{- $full := include "triton.fullname" (index . 0) -}}
+{{- printf "%s-%s" $full (index . 1 | replace "." "-" | replace "_" "-") | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Egress rule for name look-ups, as YAML; empty without a peer, because that would mean everyone. */}}
+{{- define "triton.networkPolicy.dns" -}}
+{{- with .Values.networkPolicy.dns -}}
+- to:
+    {{- toYaml . | nindent 4 }}
+  ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end -}}
+{{- end -}}
+
+{{/* TCP ports of the Hub as a JSON list: those of the values, and that of the endpoint. */}}
+{{- define "triton.networkPolicy.hubPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.networkPolicy.hub.ports }}{{ $ports = append $ports (int .) }}{{ end -}}
+{{- with .Values.huggingface.endpoint -}}
+{{- $url := urlParse . -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{- if not $port }}{{ $port = eq $url.scheme "http" | ternary "80" "443" }}{{ end -}}
+{{- $ports = append $ports (int $port) -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
+{{- end -}}
+
+{{/* Address of the HTTP Service inside the cluster. */}}
+{{- define "triton.url" -}}
+{{- printf "http://%s.%s.svc:%d" (include "triton.fullname" .) .Release.Namespace (int .Values.http.port) -}}
+{{- end -}}

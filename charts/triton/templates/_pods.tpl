@@ -1,0 +1,112 @@
+{{/* Whether an autoscaler sets the number of server pods. */}}
+{{- define "triton.isAutoscaled?" -}}
+{{- if .Values.autoscaling.enabled }}true{{ end -}}
+{{- end -}}
+
+{{/* The most server pods that may run at a time, without a rollout's surge. */}}
+{{- define "triton.mostReplicas" -}}
+{{- if include "triton.isAutoscaled?" . }}{{ int .Values.autoscaling.maxReplicas }}{{ else }}{{ int .Values.replicas }}{{ end -}}
+{{- end -}}
+
+{{/*
+Seconds between the deletion of a server pod and its kill:
+preStop (endpoints disappear) + drain (Triton's exit timeout) + 10 (unload, exit).
+*/}}
+{{- define "triton.gracePeriodSeconds" -}}
+{{- add (int .Values.shutdown.preStopSeconds) (int .Values.shutdown.drainSeconds) 10 -}}
+{{- end -}}
+
+{{/* Seconds until a rollout without progress counts as failed: download, load, a minute for the image. */}}
+{{- define "triton.progressDeadlineSeconds" -}}
+{{- $load := int .Values.probes.startup.budgetSeconds -}}
+{{- add (int .Values.modelSync.timeoutSeconds) $load (int .Values.minReadySeconds) 60 -}}
+{{- end -}}
+
+{{/* Failures of the startup probe that make up the budget, rounded up. */}}
+{{- define "triton.startupFailureThreshold" -}}
+{{- $probe := .Values.probes.startup -}}
+{{- divf (float64 $probe.budgetSeconds) (float64 $probe.periodSeconds) | ceil | int -}}
+{{- end -}}
+
+{{/* A Kubernetes quantity of bytes as whole MiB, rounded up. Argument: the quantity. */}}
+{{- define "triton.mebibytes" -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $text := include "triton.scalar" . -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- $number := trimSuffix $unit $text | float64 -}}
+{{- divf (mulf $number (index $units $unit)) 1048576 | ceil | int64 -}}
+{{- end -}}
+
+{{/*
+Resources of the server: /dev/shm is memory of the container, so its size is added to memory request
+and limit; GPUs are added to both as well.
+*/}}
+{{- define "triton.server.resources" -}}
+{{- $resources := deepCopy .Values.resources -}}
+{{- $shared := include "triton.mebibytes" .Values.sharedMemory | int64 -}}
+{{- range $kind := list "requests" "limits" -}}
+{{- $part := get $resources $kind | default dict -}}
+{{- with $part.memory -}}
+{{- $_ := set $part "memory" (printf "%dMi" (add (include "triton.mebibytes" .) $shared)) -}}
+{{- end -}}
+{{- if gt (int $.Values.gpu.count) 0 -}}
+{{- $_ := set $part $.Values.gpu.resourceName (int $.Values.gpu.count | toString) -}}
+{{- end -}}
+{{- $_ := set $resources $kind $part -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* Environment from a map of name -> text or {valueFrom}. A map, so that no name comes twice. */}}
+{{- define "triton.env" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+{{- if kindIs "map" $value }}
+  {{- toYaml $value | nindent 2 }}
+{{- else }}
+  value: {{ include "triton.scalar" $value | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Node selector of the servers, as YAML; empty without one. */}}
+{{- define "triton.server.nodeSelector" -}}
+{{- $selector := .Values.nodeSelector -}}
+{{- if gt (int .Values.gpu.count) 0 }}{{ $selector = merge (dict) .Values.nodeSelector .Values.gpu.nodeSelector }}{{ end -}}
+{{- with $selector }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
+{{/* Tolerations of the servers, as YAML; empty without any. */}}
+{{- define "triton.server.tolerations" -}}
+{{- $tolerations := .Values.tolerations -}}
+{{- if gt (int .Values.gpu.count) 0 }}{{ $tolerations = concat .Values.gpu.tolerations $tolerations }}{{ end -}}
+{{- with $tolerations }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
+{{/* What all pods of the release share: identity and rights. */}}
+{{- define "triton.pod.common" -}}
+serviceAccountName: {{ include "triton.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- if not (kindIs "invalid" .Values.hostUsers) }}
+hostUsers: {{ .Values.hostUsers }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What all containers of the release share: image and rights. */}}
+{{- define "triton.container.common" -}}
+image: {{ include "triton.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- with .Values.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
