@@ -66,7 +66,7 @@ def namespaces() -> list[str]:
 
 def exists(namespace: str) -> bool:
     """Return whether a network namespace exists and is mounted."""
-    return Path(f"/run/netns/{namespace}").is_mount()
+    return os.path.ismount(f"/run/netns/{namespace}")
 
 
 def enter(namespace: str) -> list[str]:

@@ -1,0 +1,68 @@
+"""`python3 -m cluster up|down|status|preflight|reset` (PYTHONPATH=k8s-tests)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from cluster import binaries, lifecycle, network, node, preflight, services
+from cluster.addons import AddonError
+
+FAILURES = (
+    lifecycle.ClusterError,
+    binaries.BinariesError,
+    network.NetworkError,
+    node.NodeError,
+    services.ServiceError,
+    AddonError,
+    RuntimeError,
+)
+
+
+def main() -> int:
+    """Run one command; 0 when it did what it says, 1 when it failed, 2 when something is missing."""
+    parser = argparse.ArgumentParser(prog="python3 -m cluster", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    up = verbs.add_parser("up", help="bring the cluster up; go on where a killed run stopped")
+    up.add_argument("--hpa-sync", default="15s", help="how often the autoscaler looks")
+    up.add_argument("--node-grace", default="20s", help="how long a silent node stays ready")
+    verbs.add_parser("down", help="remove the cluster; images and programs stay cached")
+    verbs.add_parser("reset", help="down, and remove the images of nodes and registry")
+    verbs.add_parser("preflight", help="say what is missing, change nothing")
+    shown = verbs.add_parser("status", help="say what runs")
+    shown.add_argument("--json", action="store_true", help="for scripts")
+    options = parser.parse_args()
+    try:
+        return run(options)
+    except FAILURES as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    except KeyboardInterrupt:
+        print("cluster: stopped; `up` goes on from here, `down` removes it", file=sys.stderr)
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what one verb says; return the exit code."""
+    match options.verb:
+        case "up":
+            lifecycle.up(hpa_sync=options.hpa_sync, node_grace=options.node_grace)
+        case "down" | "reset":
+            lifecycle.down(everything=options.verb == "reset")
+        case "preflight":
+            if found := preflight.faults():
+                print("\n".join(f"cluster: {fault}" for fault in found), file=sys.stderr)
+                return 2
+        case "status":
+            state = lifecycle.status()
+            if options.json:
+                print(json.dumps(state))
+            else:
+                for name, value in state.items():
+                    print(f"{name:<12}{value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

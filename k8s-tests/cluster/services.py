@@ -1,0 +1,119 @@
+"""The registry and the mirror of the Hub: two processes beside the nodes, in the fabric."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import network, plan
+from support.place import ROOT, cache
+
+REGISTRY_CONFIG = """\
+version: 0.1
+log: {{level: warn, accesslog: {{disabled: true}}}}
+storage:
+  filesystem: {{rootdirectory: {data}}}
+  delete: {{enabled: true}}
+  maintenance: {{uploadpurging: {{enabled: false}}}}
+http: {{addr: "{address}:{port}", secret: not-a-secret-one-server-only}}
+"""
+
+
+class ServiceError(Exception):
+    """A service does not start; the text holds the end of its log."""
+
+
+def start_registry() -> None:
+    """Start the registry if it does not answer; what was pushed is kept in the cache.
+
+    Raises:
+        ServiceError: when it does not listen within 30 s.
+    """
+    folder = plan.state() / "registry"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yml"
+    config.write_text(
+        REGISTRY_CONFIG.format(
+            data=folder / "data", address=plan.SERVICES_ADDRESS, port=plan.REGISTRY_PORT
+        )
+    )
+    program = shutil.which("docker-registry") or "docker-registry"
+    _start("registry", [program, "serve", str(config)], plan.REGISTRY_PORT)
+
+
+def start_hub() -> None:
+    """Start the mirror of the Hub if it does not answer.
+
+    Raises:
+        ServiceError: when it does not listen within 120 s; the first start makes its model.
+    """
+    python = ROOT / ".venv" / "bin" / "python"
+    words = [
+        *(str(python if python.exists() else sys.executable), "-m", "support.hub"),
+        *("--listen", f"{plan.SERVICES_ADDRESS}:{plan.HUB_PORT}"),
+        *("--root", str(cache() / "hub")),
+    ]
+    _start("hub", words, plan.HUB_PORT, seconds=120)
+
+
+def stop() -> None:
+    """End both."""
+    for name in ("registry", "hub"):
+        file = plan.state() / f"{name}.pid"
+        if (pid := _pid(file)) is not None:
+            os.kill(pid, signal.SIGTERM)
+        file.unlink(missing_ok=True)
+
+
+def answers(port: int) -> bool:
+    """Return whether something listens on a port of the fabric."""
+    with contextlib.suppress(OSError):
+        socket.create_connection((plan.SERVICES_ADDRESS, port), timeout=1).close()
+        return True
+    return False
+
+
+def _start(name: str, words: Sequence[str], port: int, *, seconds: float = 30) -> None:
+    if answers(port):
+        return
+    file = plan.state() / f"{name}.log"
+    with file.open("ab") as log:
+        child = subprocess.Popen(
+            [*network.enter(plan.FABRIC), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")},
+            cwd=ROOT,
+        )
+    (plan.state() / f"{name}.pid").write_text(str(child.pid))
+    start = time.monotonic()
+    shown = start
+    while not answers(port):
+        now = time.monotonic()
+        if child.poll() is not None or now - start > seconds:
+            said = file.read_text(errors="replace")[-1500:]
+            raise ServiceError(f"the {name} does not answer on port {port}: {said}")
+        if now - shown > 8:
+            shown = now
+            print(f"cluster: waiting for the {name}, {now - start:.0f} s", file=sys.stderr)
+        time.sleep(0.1)
+
+
+def _pid(file: Path) -> int | None:
+    """Return the process of a pid file when it still is in the fabric's namespace."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(file.read_text())
+        fabric = os.stat(f"/run/netns/{plan.FABRIC}").st_ino
+        if os.stat(f"/proc/{pid}/ns/net").st_ino == fabric:
+            return pid
+    return None
