@@ -1,4 +1,4 @@
-"""`python3 -m cluster up|down|status|preflight|reset` (PYTHONPATH=k8s-tests)."""
+"""`python3 -m cluster up|hub|down|status|preflight|reset` (PYTHONPATH=k8s-tests)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def main() -> int:
     up.add_argument("--node-grace", default="20s", help="how long a silent node stays ready")
     verbs.add_parser("down", help="remove the cluster; images and programs stay cached")
     verbs.add_parser("reset", help="down, and remove the images of nodes and registry")
+    verbs.add_parser("hub", help="start the mirror of the Hub beside the nodes")
     verbs.add_parser("preflight", help="say what is missing, change nothing")
     shown = verbs.add_parser("status", help="say what runs")
     shown.add_argument("--json", action="store_true", help="for scripts")
@@ -50,6 +51,9 @@ def run(options: argparse.Namespace) -> int:
             lifecycle.up(hpa_sync=options.hpa_sync, node_grace=options.node_grace)
         case "down" | "reset":
             lifecycle.down(everything=options.verb == "reset")
+        case "hub":
+            with lifecycle.step("Hub mirror"):
+                services.start_hub()
         case "preflight":
             if found := preflight.faults():
                 print("\n".join(f"cluster: {fault}" for fault in found), file=sys.stderr)

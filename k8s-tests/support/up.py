@@ -20,11 +20,12 @@ BUILD = str(place.ROOT / "image" / "build.py")
 IMAGES = {"full": "triton-hf", "light": "triton-hf-light"}
 
 
-def build_command(target: str, *, push: str = "") -> list[str]:
+def build_command(target: str, *, push: str = "", plain_http: bool = False) -> list[str]:
     """Return the command that builds (and pushes) one target of the server's image."""
+    plain = ["--plain-http"] if plain_http else []
     tag = f"{IMAGES[target]}:{place.VERSION}"
     words = [sys.executable, BUILD, "--target", target, "--tag", tag]
-    return [*words, "--push", f"{push}/{tag}"] if push else words
+    return [*words, "--push", f"{push}/{tag}", *plain] if push else words
 
 
 def embedded_steps() -> list[Step]:
@@ -33,7 +34,9 @@ def embedded_steps() -> list[Step]:
         Step(name="cluster", command=[sys.executable, "-m", "cluster", "up"]),
         Step(name="environment", command=["make", "--no-print-directory", "venv"]),
         Step(
-            name="model", command=[PYTHON, "-m", "support.models"], after=("environment",)
+            name="hub",
+            command=[PYTHON, "-m", "cluster", "hub"],
+            after=("environment", "cluster"),
         ),
         Step(name="image-light", command=build_command("light")),
         Step(name="image", command=build_command("full"), after=("image-light",)),
@@ -85,7 +88,7 @@ def main() -> int:
         here = place.current()
         if here.embedded or os.environ.get("PUSH"):
             pushes = [
-                Step(name=f"push-{target}", command=build_command(target, push=here.push))
+                Step(name=f"push-{target}", command=build_command(target, push=here.push, plain_http=here.embedded))
                 for target in IMAGES
             ]
             run_all(pushes, board, logs=logs)

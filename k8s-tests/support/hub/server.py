@@ -150,13 +150,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: HubServer
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer(body=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(body=False)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         """Write no log line per request: tokens must not appear anywhere."""
 
     def _answer(self, *, body: bool) -> None:
@@ -186,7 +186,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._error(401, None, "Invalid credentials in Authorization header")
                 return None
             if content and not token:
-                text = f"Access to model {repository.name} is restricted. You must be authenticated."
+                text = (
+                    f"Access to model {repository.name} is restricted. You must be authenticated."
+                )
                 self._error(401, "GatedRepo", text)
                 return None
         revision = match["rev"] or "main"
