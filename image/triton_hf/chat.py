@@ -37,7 +37,9 @@ class ChatTokenizer:
                 turns, add_generation_prompt=True, tokenize=False
             )
         except TemplateError as error:
-            raise RequestError(f"the model's chat template refuses this conversation: {error}") from None
+            raise RequestError(
+                f"the model's chat template refuses this conversation: {error}"
+            ) from None
         # The template writes the special tokens itself.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -19,7 +19,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -241,7 +240,11 @@ def free_ports() -> Ports:
 
 
 def prepare(
-    *, arguments: Sequence[str], ports: Ports, runtime: Path, address: str = "0.0.0.0"  # noqa: S104
+    *,
+    arguments: Sequence[str],
+    ports: Ports,
+    runtime: Path,
+    address: str = "0.0.0.0",  # noqa: S104
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command and the environment of a server.
 
@@ -297,11 +300,18 @@ class Server:
 
     def ready(self) -> bool:
         """Whether Triton says that all its models are ready."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=2) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return is_ready(self.ports.http)
+
+
+def is_ready(port: int) -> bool:
+    """Whether the Triton on this loopback port says that all its models are ready."""
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/v2/health/ready", timeout=2
+        ) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

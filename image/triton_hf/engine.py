@@ -382,6 +382,4 @@ class Engine(abc.ABC):
 
     def _publish(self) -> None:
         state = self._state()
-        self._metrics.queue(
-            running=state.running, waiting=state.waiting, kv_usage=state.kv_usage
-        )
+        self._metrics.queue(running=state.running, waiting=state.waiting, kv_usage=state.kv_usage)

@@ -135,7 +135,9 @@ def _sentences(repo_id: str, revision: str | None, token: str | None) -> Iterato
         raise _translated(error, repo_id, revision, token) from None
 
 
-def _translated(error: Exception, repo_id: str, revision: str | None, token: str | None) -> Exception:
+def _translated(
+    error: Exception, repo_id: str, revision: str | None, token: str | None
+) -> Exception:
     from huggingface_hub import errors
 
     root = _root_cause(error)
@@ -183,15 +185,20 @@ def _access_error(repo_id: str, endpoint: str, token: str | None) -> StoreError:
 
 def _plain(text: str) -> str:
     """One line without a full stop at its end, and never a token."""
-    words = ["hf_***" if word.startswith("hf_") and len(word) > 8 else word for word in text.split()]
+    words = [
+        "hf_***" if word.startswith("hf_") and len(word) > 8 else word for word in text.split()
+    ]
     return " ".join(words).rstrip(".")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars: logs are lines."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     disabled = are_progress_bars_disabled()
     disable_progress_bars()

@@ -56,6 +56,8 @@ def run_tritonserver(arguments: Sequence[str]) -> None:
     if binary is None:
         raise SettingsError("tritonserver is not on PATH; run this inside the image")
     apply_cpu_limits()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # logs are lines
     command = [binary, *arguments, *derive_arguments(arguments)]
     print(f"triton-hf: exec {binary} with {len(command) - 1} arguments", file=sys.stderr)
     sys.stderr.flush()

@@ -52,9 +52,7 @@ def _render(parameters: Mapping[str, str], *, rows: int, decoupled: bool) -> str
 
     config = model_config_pb2.ModelConfig(backend="python", max_batch_size=rows)
     for name in _INPUTS:
-        config.input.add(
-            name=name, data_type=model_config_pb2.TYPE_STRING, dims=[1], optional=True
-        )
+        config.input.add(name=name, data_type=model_config_pb2.TYPE_STRING, dims=[1], optional=True)
     for name in _STRING_OUTPUTS:
         config.output.add(name=name, data_type=model_config_pb2.TYPE_STRING, dims=[1])
     for name in _INTEGER_OUTPUTS:

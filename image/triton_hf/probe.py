@@ -38,7 +38,7 @@ def find_problem(kind: str) -> str | None:
     problem = _ask(path)
     if problem is not None:
         return problem
-    root = Path(os.environ.get("TRITON_HF_RUNTIME_DIR") or "/tmp/triton_hf")
+    root = Path(os.environ.get("TRITON_HF_RUNTIME_DIR") or "/tmp/triton_hf")  # noqa: S108
     for file in sorted((root / "health").glob("*.json")):
         problem = _model_problem(file, kind)
         if problem is not None:

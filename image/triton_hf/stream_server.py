@@ -130,9 +130,7 @@ class _Session:
 class _Forward:
     """Turns the events of one job into messages; with `whole`, into one message at the end."""
 
-    def __init__(
-        self, *, number: int, whole: bool, send: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, *, number: int, whole: bool, send: Callable[[dict[str, Any]], None]) -> None:
         self.lock = threading.Lock()
         self.prompt_tokens = 0
         self._number = number

@@ -106,7 +106,9 @@ class _Row:
 class _BatchStep:
     """What `generate` calls for each token: choose it, pass it on, say which rows have ended."""
 
-    def __init__(self, *, rows: list[_Row], engine: TransformersEngine, eos: frozenset[int]) -> None:
+    def __init__(
+        self, *, rows: list[_Row], engine: TransformersEngine, eos: frozenset[int]
+    ) -> None:
         self._rows = rows
         self._engine = engine
         self._eos = eos

@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""Builds the image: docker where an engine answers, else buildah.
+
+Where the default base image cannot be pulled, a CPU base is made first: Debian 12 and the Triton
+of the PyPI package nvidia-pytriton, in the layout of NVIDIA's image. What did not change is not
+built again. Standard library only; progress on stderr, the image's name on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE))
+
+from triton_hf.embedded import TRITON_VERSION, EmbeddedError, cache_root, ensure_wheel, unpack  # noqa: E402
+
+DEFAULT_BASE = "nvcr.io/nvidia/tritonserver:26.07-py3"
+INPUTS = ("Dockerfile", "install-packages", "requirements.txt", "requirements-light.txt")
+INPUTS += ("triton-hf", "triton_hf")
+LABEL = "io.triton-hf.inputs"
+BASE_PACKAGES = "python3,python3-pip,libpython3.11,ca-certificates"
+BASE_RECIPE = "3"  # raise it when what `make_cpu_base` writes changes
+SILENCE_SECONDS = 8
+EXIT_FAILED = 1
+EXIT_MISSING = 2
+START = time.monotonic()
+
+
+class BuildError(Exception):
+    """The image could not be built; the text says why and what to do."""
+
+    def __init__(self, message: str, *, exit_code: int = EXIT_FAILED) -> None:
+        """Keep the sentence and the exit status."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def say(text: str) -> None:
+    """Print one line of progress."""
+    print(f"image: {time.monotonic() - START:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Name a step; while it is silent, say now and then that it goes on."""
+    start = time.monotonic()
+    say(name)
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(SILENCE_SECONDS):
+            say(f"{name} ... {time.monotonic() - start:.0f} s")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def run(command: Sequence[str], *, what: str, cwd: Path | None = None) -> None:
+    """Run a command; on failure raise with the end of its output."""
+    result = subprocess.run(
+        command, cwd=cwd, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if result.returncode != 0:
+        tail = "\n".join(result.stdout.strip().splitlines()[-25:])
+        raise BuildError(f"{what} failed ({' '.join(command[:3])} ...):\n{tail}")
+
+
+def output(command: Sequence[str]) -> str | None:
+    """Output of a command that succeeded, else None."""
+    try:
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+class Tool:
+    """docker or buildah."""
+
+    def __init__(self) -> None:
+        """Choose: docker when its engine answers, else buildah.
+
+        Raises:
+            BuildError: Neither can be used.
+        """
+        self.name = "docker"
+        if output(["docker", "info", "--format", "{{.ServerVersion}}"]):
+            return
+        self.name = "buildah"
+        if shutil.which("buildah") is None:
+            raise BuildError(
+                "no Docker engine answers and buildah is missing: start Docker, or run "
+                "'apt-get install buildah debootstrap' (as root)",
+                exit_code=EXIT_MISSING,
+            )
+        if os.geteuid() != 0:
+            raise BuildError("buildah builds as root here: run with sudo", exit_code=EXIT_MISSING)
+
+    def label(self, image: str) -> str | None:
+        """Hash of the inputs that an image was built from, None when there is no such image."""
+        if self.name == "docker":
+            form = f'{{{{index .Config.Labels "{LABEL}"}}}}'
+            return output(["docker", "image", "inspect", "--format", form, image])
+        form = f'{{{{index .OCIv1.Config.Labels "{LABEL}"}}}}'
+        return output(["buildah", "inspect", "--type", "image", "--format", form, image])
+
+    def pull(self, image: str) -> bool:
+        """Whether an image is here or can be pulled."""
+        if self.label(image) is not None:
+            return True
+        return output([self.name, "pull", "--quiet", image]) is not None
+
+    def import_root(self, root: Path, image: str, key: str) -> None:
+        """Make an image of one layer from a root folder."""
+        if self.name == "docker":
+            with subprocess.Popen(
+                ["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE
+            ) as tar:
+                command = ["docker", "import", "--change", f"LABEL {LABEL}={key}", "-", image]
+                subprocess.run(command, stdin=tar.stdout, check=True, stdout=subprocess.DEVNULL)
+            return
+        container = output(["buildah", "from", "scratch"])
+        if container is None:
+            raise BuildError(
+                "buildah cannot make a container; run 'buildah from scratch' to see why"
+            )
+        try:
+            run(["buildah", "add", "--quiet", container, str(root), "/"], what="adding the base")
+            run(["buildah", "config", "--label", f"{LABEL}={key}", container], what="labelling")
+            run(["buildah", "commit", "--quiet", container, image], what="committing the base")
+        finally:
+            output(["buildah", "rm", container])
+
+    def build(self, *, target: str, image: str, base: str, key: str, options: list[str]) -> None:
+        """Build one target of the Dockerfile."""
+        command = [self.name, "build"]
+        if self.name == "buildah":
+            command += ["--isolation", "chroot", "--layers", "--format", "docker"]
+            command += ["--pull-never" if base.startswith("localhost/") else "--pull"]
+        command += ["--file", str(HERE / "Dockerfile"), "--target", target, "--tag", image]
+        command += ["--build-arg", f"BASE_IMAGE={base}", "--label", f"{LABEL}={key}", *options]
+        run([*command, str(ROOT)], what=f"building {image}")
+
+    def push(self, image: str, reference: str, *, plain_http: bool) -> None:
+        """Push an image to a registry."""
+        if self.name == "docker":
+            run(["docker", "tag", image, reference], what="tagging")
+            run(["docker", "push", "--quiet", reference], what=f"pushing {reference}")
+            return
+        command = ["buildah", "push", "--quiet", f"--tls-verify={str(not plain_http).lower()}"]
+        run([*command, image, f"docker://{reference}"], what=f"pushing {reference}")
+
+
+def inputs_key(target: str, base: str, options: Sequence[str]) -> str:
+    """Hash of everything that decides what an image holds."""
+    digest = hashlib.sha256(f"{target}\0{base}\0{' '.join(options)}\0".encode())
+    for name in INPUTS:
+        top = HERE / name
+        files = sorted(top.rglob("*.py")) if top.is_dir() else [top]
+        for file in files:
+            digest.update(f"{file.relative_to(HERE)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# The CPU base.
+
+
+def ensure_cpu_base(tool: Tool) -> str:
+    """Return the name of the CPU base; make it the first time.
+
+    Raises:
+        BuildError: A tool is missing or a download fails.
+    """
+    key = hashlib.sha256(f"{BASE_RECIPE} {BASE_PACKAGES} {TRITON_VERSION}".encode()).hexdigest()[
+        :12
+    ]
+    image = f"localhost/triton-hf-base:{key}"
+    if tool.label(image) == key:
+        say(f"CPU base {image} is there")
+        return image
+    if shutil.which("debootstrap") is None or os.geteuid() != 0:
+        raise BuildError(
+            f"{DEFAULT_BASE} cannot be pulled, and making a CPU base needs root and debootstrap: "
+            "run 'apt-get install debootstrap' and start again as root",
+            exit_code=EXIT_MISSING,
+        )
+    cache = cache_root()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="base-", dir=cache) as folder:
+        root = Path(folder) / "root"
+        make_cpu_base(root)
+        with step("making it the base image"):
+            tool.import_root(root, image, key)
+    return image
+
+
+def make_cpu_base(root: Path) -> None:
+    """Write Debian 12, Python 3.11 and Triton in NVIDIA's layout into a folder."""
+    with step("CPU base: Debian 12 (debootstrap)"):
+        command = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm"]
+        run([*command, str(root), debian_mirror()], what="debootstrap")
+    with step(f"CPU base: Triton {TRITON_VERSION}"):
+        unpacked = root / "opt/unpacked"
+        try:
+            unpack(ensure_wheel(), unpacked, python_minor="3.11")
+        except EmbeddedError as error:
+            raise BuildError(str(error)) from None
+        server = root / "opt/tritonserver"
+        (unpacked / "pytriton/tritonserver").rename(server)
+        (unpacked / "nvidia_pytriton.libs").rename(server / "lib")
+        shutil.rmtree(unpacked)
+        loader = root / "etc/ld.so.conf.d/tritonserver.conf"
+        loader.write_text("/opt/tritonserver/lib\n", encoding="utf-8")
+        run(["chroot", str(root), "ldconfig"], what="ldconfig")
+    for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man"):
+        shutil.rmtree(root / waste, ignore_errors=True)
+        (root / waste).mkdir(parents=True, exist_ok=True)
+    for device in (root / "dev").iterdir():
+        if device.is_dir() and not device.is_symlink():
+            shutil.rmtree(device)
+        else:
+            device.unlink()
+    passwd = root / "etc/passwd"
+    passwd.write_text(
+        passwd.read_text("utf-8") + "triton:x:10001:10001::/tmp:/usr/sbin/nologin\n", "utf-8"
+    )
+
+
+def debian_mirror() -> str:
+    """The mirror that this machine uses itself, else Debian's."""
+    files = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    for file in files:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in file.read_text("utf-8").splitlines():
+                words = line.split()
+                if words[:1] in (["deb"], ["URIs:"]):
+                    found = [word for word in words if word.startswith(("http://", "https://"))]
+                    if found and "/debian" in found[0] and "security" not in found[0]:
+                        return found[0]
+    return "http://deb.debian.org/debian"
+
+
+# Settings of closed networks.
+
+
+def network_options() -> list[str]:
+    """Secrets for the build from this machine's pip settings and CA bundle, when it has any."""
+    options = []
+    names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    bundles = [Path(os.environ[name]) for name in names if os.environ.get(name)]
+    for bundle in bundles:
+        if bundle.is_file():
+            options += ["--secret", f"id=ca.pem,src={bundle}"]
+            break
+    files = [os.environ.get("PIP_CONFIG_FILE"), Path.home() / ".config/pip/pip.conf"]
+    for file in (*files, Path.home() / ".pip/pip.conf", "/etc/pip.conf"):
+        if file and Path(file).is_file():
+            options += ["--secret", f"id=pip.conf,src={file}"]
+            break
+    return options
+
+
+def plain_http(reference: str) -> bool:
+    """Whether the registry of a reference is one that only speaks plain HTTP: a local one."""
+    host = reference.split("/")[0].rsplit(":", 1)[0]
+    return host == "localhost" or host.endswith(".local") or host.startswith(("127.", "198.18."))
+
+
+def build(options: argparse.Namespace) -> str:
+    """Build, and push when asked; return the name of the image."""
+    tool = Tool()
+    say(f"using {tool.name}")
+    base, arguments = options.base_image or DEFAULT_BASE, []
+    if options.cpu or not _pullable(tool, base):
+        if options.base_image:
+            raise BuildError(f"{base} cannot be pulled; check its name and the network")
+        base = ensure_cpu_base(tool)
+        arguments += ["--build-arg", "ACCELERATOR=cpu"]
+    if options.torch_index:
+        arguments += ["--build-arg", f"TORCH_INDEX={options.torch_index}"]
+    image = options.tag if ":" in options.tag.rsplit("/", 1)[-1] else f"{options.tag}:latest"
+    local = image if tool.name == "docker" or "/" in image else f"localhost/{image}"
+    key = inputs_key(options.target, base, arguments)
+    if tool.label(local) == key:
+        say(f"{image} is up to date")
+    else:
+        with step(f"building {image} (target {options.target})"):
+            secrets = network_options()
+            tool.build(
+                target=options.target,
+                image=local,
+                base=base,
+                key=key,
+                options=[*arguments, *secrets],
+            )
+    if options.push:
+        with step(f"pushing {options.push}"):
+            insecure = options.plain_http or plain_http(options.push)
+            tool.push(local, options.push, plain_http=insecure)
+    return local
+
+
+def _pullable(tool: Tool, base: str) -> bool:
+    with step(f"looking for the base image {base}"):
+        return tool.pull(base)
+
+
+def main() -> int:
+    """Parse the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--target", choices=("light", "full"), default="full")
+    parser.add_argument("--tag", required=True, metavar="NAME[:TAG]")
+    parser.add_argument("--base-image", metavar="REF", help=f"default {DEFAULT_BASE}")
+    parser.add_argument("--cpu", action="store_true", help="make and use the CPU base")
+    parser.add_argument("--torch-index", help="package index with CPU builds of torch")
+    parser.add_argument("--push", metavar="REF", help="push to this name afterwards")
+    parser.add_argument("--plain-http", action="store_true", help="the registry has no TLS")
+    parser.add_argument("--json", action="store_true", help="print name and inputs as JSON")
+    options = parser.parse_args()
+    try:
+        image = build(options)
+    except BuildError as error:
+        print(f"image: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("image: stopped", file=sys.stderr)
+        return 130
+    print(json.dumps({"image": image, "pushed": options.push}) if options.json else image)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
