@@ -77,6 +77,7 @@ def _queue(page: Page) -> None:
             per_second("triton_hf_requests_rejected_total", "model, reason"),
             "{{model}} rejected: {{reason}}",
         ),
+        width=_THIRD,
         stacked=True,
     )
     page.graph(
@@ -84,7 +85,19 @@ def _queue(page: Page) -> None:
         "Share of the cache that holds keys and values of running requests.",
         "percentunit",
         (f"max by (pod, model) ({mean('triton_hf_kv_cache_usage_ratio')})", "{{pod}} {{model}}"),
+        width=_THIRD,
         top=1,
+    )
+    page.graph(
+        "Age of engines",
+        "Seconds since the engine of a pod was ready; a fall to 0 is a restart.",
+        "s",
+        (
+            "time() - max by (pod, model) "
+            f"(last_over_time(triton_hf_engine_start_time_seconds{{{ENGINE}}}{INTERVAL}))",
+            "{{pod}} {{model}}",
+        ),
+        width=_THIRD,
     )
 
 
@@ -178,6 +191,7 @@ def _triton(page: Page) -> None:
             )
             for part in ("queue", "compute_input", "compute_infer", "compute_output")
         ),
+        width=_THIRD,
         stacked=True,
     )
     page.graph(
@@ -198,17 +212,6 @@ def _triton(page: Page) -> None:
             "max by (model) (max_over_time(nv_inference_request_summary_us"
             f'{{{TRITON}, quantile="0.95"}}{INTERVAL}))',
             "{{model}}",
-        ),
-        width=_THIRD,
-    )
-    page.graph(
-        "Age of engines",
-        "Seconds since the engine of a pod was ready; a fall to 0 is a restart.",
-        "s",
-        (
-            "time() - max by (pod, model) "
-            f"(last_over_time(triton_hf_engine_start_time_seconds{{{ENGINE}}}{INTERVAL}))",
-            "{{pod}} {{model}}",
         ),
         width=_THIRD,
     )

@@ -1,0 +1,193 @@
+"""How true the autoscaler's signal is: what Prometheus scraped against what was in flight.
+
+Usage: python -m scaling.signal --out FILE (PYTHONPATH=k8s-tests:image)
+Runs a real Triton with simulated models and a real Prometheus on this machine, and writes the
+accuracy at several rates and the linearity against offered concurrency as JSON.
+Exit codes: 0 written, 2 no Prometheus on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling import lab, load
+from scaling.lab import Lab, running_lab
+from support.prometheus import Prometheus, binary
+
+PARTS = ("triton_hf_requests_running", "triton_hf_requests_waiting")
+# The engine's counts reach /metrics four times a second: on average they are half of that old.
+AGE = 0.125
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One load: requests a second over all models, and how long a request takes."""
+
+    models: int
+    rate: float
+    request_seconds: float
+    warm_seconds: float
+    measured_seconds: float
+
+
+CASES = (
+    Case(models=1, rate=0.1, request_seconds=40.0, warm_seconds=45.0, measured_seconds=60.0),
+    Case(models=2, rate=1.0, request_seconds=8.0, warm_seconds=10.0, measured_seconds=30.0),
+    Case(models=3, rate=10.0, request_seconds=2.0, warm_seconds=4.0, measured_seconds=25.0),
+    Case(models=5, rate=100.0, request_seconds=1.0, warm_seconds=3.0, measured_seconds=20.0),
+)
+LEVELS = (0, 2, 4, 8, 12, 16, 20, 24, 28, 32)
+LEVEL_SLOTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """One case, measured."""
+
+    models: int
+    rate: float
+    true_in_flight: float
+    signal: float
+    requests: int
+    failed: int
+
+    @property
+    def error(self) -> float:
+        """Relative error of the signal."""
+        return abs(self.signal - self.true_in_flight) / self.true_in_flight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linearity:
+    """Offered concurrency, the signal at each, and how linear it is."""
+
+    offered: tuple[int, ...]
+    signal: tuple[float, ...]
+    r_squared: float
+    slope: float
+    failed: int
+
+
+def scraped(
+    prometheus: Prometheus, models: Sequence[str], *, start: float, end: float
+) -> list[tuple[float, float]]:
+    """Return (time, in flight summed over models) for every scrape between two times."""
+    names = "|".join(models)
+    sums: dict[float, float] = {}
+    for part in PARTS:
+        selector = f'{part}{{release="{lab.RELEASE}", model=~"{names}"}}'
+        for series in prometheus.samples(selector, start=start, end=end):
+            for at, value in zip(series.times, series.values, strict=True):
+                sums[at] = sums.get(at, 0.0) + value
+    return sorted((at, value) for at, value in sums.items() if start <= at <= end)
+
+
+def targets(pair: Lab, models: Sequence[str], **parameters: Any) -> list[load.Target]:
+    """Return one plain call for each model."""
+    port = pair.server.ports.http
+    return [load.infer("127.0.0.1", port, name, **parameters) for name in models]
+
+
+def measure(pair: Lab, case: Case) -> Accuracy:
+    """Return signal and truth, both at the moments of the scrapes."""
+    models = names(case)
+    with load.Load(targets(pair, models, max_tokens=1)) as driver:
+        driver.rate(case.rate)
+        time.sleep(case.warm_seconds)
+        start = time.time()
+        time.sleep(case.measured_seconds)
+        end = time.time()
+        driver.rate(0.0)
+        pairs = scraped(pair.prometheus, models, start=start, end=end)
+        truth = [driver.record.in_flight(at - AGE) for at, _ in pairs]
+    return Accuracy(
+        models=case.models,
+        rate=case.rate,
+        true_in_flight=statistics.fmean(truth),
+        signal=statistics.fmean(value for _, value in pairs),
+        requests=len(driver.record.outcomes),
+        failed=len(driver.record.failed),
+    )
+
+
+def names(case: Case) -> list[str]:
+    """Return the models of a case: each case has its own, so that no rest of one is in another."""
+    return [f"m{case.models}-{index}" for index in range(case.models)]
+
+
+def measure_linearity(pair: Lab, model: str, *, seconds: float = 6.0) -> Linearity:
+    """Step the offered concurrency from 0 to four times the slots; read the signal at each."""
+    signal: list[float] = []
+    with load.Load(targets(pair, [model], max_tokens=1)) as driver:
+        for level in LEVELS:
+            driver.clients(level)
+            time.sleep(seconds)
+            end = time.time()
+            last = scraped(pair.prometheus, [model], start=end - seconds / 2, end=end)
+            signal.append(statistics.fmean(value for _, value in last))
+    slope, _ = statistics.linear_regression(LEVELS, signal)
+    return Linearity(
+        offered=LEVELS,
+        signal=tuple(signal),
+        r_squared=statistics.correlation(LEVELS, signal) ** 2,
+        slope=slope,
+        failed=len(driver.record.failed),
+    )
+
+
+def simulated(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
+    """Return the parameters of all models that the cases, the levels and the long request need."""
+    quick = {"slots": 16, "max_queue": 256}
+    made: dict[str, dict[str, object]] = {
+        name: {**quick, "ttft_ms": int(case.request_seconds * 1000)}
+        for case in cases
+        for name in names(case)
+    }
+    made["levels"] = {"slots": LEVEL_SLOTS, "max_queue": 256, "ttft_ms": 500}
+    made["long"] = {"slots": 4, "max_queue": 256, "ttft_ms": 60_000}
+    return made
+
+
+def main() -> int:
+    """Measure everything and write it."""
+    parser = argparse.ArgumentParser(prog="scaling.signal", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args()
+    program = binary()
+    if program is None:
+        print(
+            "signal: no Prometheus here; run: python3 -m cluster.binaries prometheus",
+            file=sys.stderr,
+        )
+        return 2
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_lab(program, Path(folder), simulated(CASES)) as pair,
+    ):
+        accuracy = []
+        for case in CASES:
+            accuracy.append(measure(pair, case))
+            print(f"signal: {accuracy[-1]} error {accuracy[-1].error:.2%}", file=sys.stderr)
+        linearity = measure_linearity(pair, "levels")
+        print(f"signal: {linearity}", file=sys.stderr)
+    report = {
+        "accuracy": [{**asdict(item), "error": item.error} for item in accuracy],
+        "linearity": asdict(linearity),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
