@@ -91,6 +91,7 @@ class Component:
 
 
 KUBERNETES = "v1.35.4"
+_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 _VERSION = "k8s.io/component-base/version."
 
 # In the order of the cold start: what the cluster's first node waits for comes first.
@@ -149,10 +150,46 @@ COMPONENTS: tuple[Component, ...] = (
         programs={"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"},
         disk_gigabytes=0.5,
     ),
+    # From here on: parts that `up` brings only when it is asked for them.
+    Component(
+        name="prometheus-operator",
+        programs={
+            "prometheus-operator": f"{_OPERATOR}/cmd/operator",
+            "prometheus-config-reloader": f"{_OPERATOR}/cmd/prometheus-config-reloader",
+        },
+        # All that its Prometheus controller reads; no Alertmanager and no Thanos here.
+        files={
+            "prometheus-operator-crds.yaml": (
+                _OPERATOR,
+                "example/prometheus-operator-crd/monitoring.coreos.com_[ps]*.yaml",
+            )
+        },
+    ),
+    Component(name="prometheus-adapter", programs={"prometheus-adapter": "."}),
+    Component(
+        name="prometheus",
+        programs={
+            name: f"github.com/prometheus/prometheus/cmd/{name}"
+            for name in ("prometheus", "promtool")
+        },
+        tags=("remove_all_sd", "enable_kubernetes_sd"),
+        disk_gigabytes=4.0,
+    ),
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "core": tuple(component.name for component in COMPONENTS[:9]),
+    "core": (
+        "kubernetes",
+        "etcd",
+        "coredns",
+        "kube-router",
+        "local-path-provisioner",
+        "pause",
+        "helm",
+        "traefik",
+        "kubeconform",
+    ),
+    "monitoring": ("prometheus-operator", "prometheus-adapter", "prometheus"),
 }
 
 

@@ -1,0 +1,222 @@
+"""What the add-ons of the embedded cluster promise, asked of the cluster itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cluster import plan
+from support.place import Place
+from support.wait import until
+
+pytestmark = pytest.mark.cluster
+
+Kubectl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def kubectl(here: Place, namespace: str) -> Kubectl:
+    """Run kubectl in the test's namespace, with objects on stdin."""
+    if not here.embedded:
+        pytest.skip("asks the embedded cluster for its own add-ons")
+
+    def run(*words: str, apply: list[dict[str, Any]] | None = None, check: bool = True) -> Any:
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": apply}) if apply else None
+        done = subprocess.run(
+            ["kubectl", "-n", namespace, *words],
+            input=text,
+            capture_output=True,
+            text=True,
+            env=here.environment(),
+        )
+        assert done.returncode == 0 or not check, done.stderr
+        return done
+
+    return run
+
+
+def pod(name: str, node: str, *, claims: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+    """Return a pod of the test image that Pod Security `restricted` admits."""
+    container = {
+        "name": "main",
+        "image": "localhost/curl:1",
+        "imagePullPolicy": "Never",
+        "command": ["sleep", "3600"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": claim, "mountPath": f"/{claim}"} for claim in claims],
+        **more,
+    }
+    user = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "tolerations": [{"operator": "Exists"}],
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": user,
+            "containers": [container],
+            "volumes": [
+                {"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims
+            ],
+        },
+    }
+
+
+def web(node: str) -> list[dict[str, Any]]:
+    """Return a server that answers "hello" behind a Service."""
+    page = "mkdir /tmp/www; echo hello > /tmp/www/index.html"
+    serve = f"{page}; exec busybox httpd -f -p 8080 -h /tmp/www"
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    }
+    ready = {"tcpSocket": {"port": 8080}, "periodSeconds": 1}
+    return [pod("web", node, command=["sh", "-c", serve], readinessProbe=ready), service]
+
+
+def claim(name: str, mode: str, storage_class: str | None) -> dict[str, Any]:
+    """Return a claim of 1 MiB; no class is the default class."""
+    spec: dict[str, Any] = {
+        "accessModes": [mode],
+        "resources": {"requests": {"storage": "1Mi"}},
+    }
+    if storage_class:
+        spec["storageClassName"] = storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def ready(kubectl: Kubectl, *names: str) -> None:
+    kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"pod/{name}" for name in names))
+
+
+def ask(kubectl: Kubectl, client: str, url: str) -> str:
+    """Return the body that a client pod gets, or curl's complaint."""
+    done = kubectl("exec", client, "--", "curl", "-sS", "-m", "3", url, check=False)
+    return (done.stdout or done.stderr).strip()
+
+
+def answer_at_the_door(host: str) -> str:
+    """Return what port 80 of the system node answers for a host name."""
+    words = ["curl", "-sS", "-m", "3", "-H", f"Host: {host}", f"http://{plan.SYSTEM.address}/"]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+
+def test_what_a_pod_writes_to_a_shared_volume_another_node_reads(kubectl: Kubectl) -> None:
+    write = ["sh", "-c", "echo kept > /data/file; exec sleep 3600"]
+    kubectl(
+        "apply",
+        "-f",
+        "-",
+        apply=[
+            claim("data", "ReadWriteMany", "shared"),
+            pod("writer", "gpu-1", claims=("data",), command=write),
+            pod("reader", "gpu-2", claims=("data",)),
+        ],
+    )
+    ready(kubectl, "writer", "reader")
+
+    until(
+        lambda: kubectl("exec", "reader", "--", "cat", "/data/file").stdout == "kept\n", seconds=20
+    )
+
+
+def test_the_default_class_gives_a_volume_that_stays_with_its_node(kubectl: Kubectl) -> None:
+    write = ["sh", "-c", "echo kept > /data/file; exec sleep 3600"]
+    volume = claim("data", "ReadWriteOnce", None)
+    kubectl(
+        "apply", "-f", "-", apply=[volume, pod("writer", "gpu-1", claims=("data",), command=write)]
+    )
+    ready(kubectl, "writer")
+    kubectl("delete", "pod", "writer")
+    anywhere = pod("reader", "gpu-1", claims=("data",))
+    del anywhere["spec"]["nodeSelector"]
+    kubectl("apply", "-f", "-", apply=[anywhere])
+    ready(kubectl, "reader")
+
+    assert kubectl("exec", "reader", "--", "cat", "/data/file").stdout == "kept\n"
+    assert kubectl("get", "pod", "reader", "-o", "jsonpath={.spec.nodeName}").stdout == "gpu-1"
+
+
+def test_a_name_that_does_not_exist_is_refused_and_not_waited_for(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", "-", apply=[pod("client", "gpu-1")])
+    ready(kubectl, "client")
+
+    assert "Could not resolve host" in ask(kubectl, "client", "http://huggingface.co/")
+
+
+def test_a_network_policy_lets_in_only_whom_it_names(kubectl: Kubectl) -> None:
+    """Same node, other node and the gateway, each with and without leave."""
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "web"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}],
+        },
+    }
+    others = [pod("friend", "gpu-2"), pod("stranger-near", "gpu-1"), pod("stranger-far", "gpu-2")]
+    kubectl("apply", "-f", "-", apply=[*web("gpu-1"), *others])
+    ready(kubectl, "web", "friend", "stranger-near", "stranger-far")
+    for client in ("friend", "stranger-near", "stranger-far"):
+        until(lambda name=client: ask(kubectl, name, "http://web/") == "hello", seconds=30)
+
+    kubectl("apply", "-f", "-", apply=[policy])
+
+    for client in ("stranger-near", "stranger-far"):
+        until(
+            lambda name=client: (
+                "Failed to connect" in ask(kubectl, name, "http://web/")
+                or "timed out" in ask(kubectl, name, "http://web/")
+            ),
+            seconds=30,
+        )
+    assert ask(kubectl, "friend", "http://web/") == "hello"
+
+
+def test_ingress_and_route_lead_to_a_service(kubectl: Kubectl, namespace: str) -> None:
+    backend = {"service": {"name": "web", "port": {"number": 80}}}
+    ingress = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": {"name": "web"},
+        "spec": {
+            "ingressClassName": "traefik",
+            "rules": [
+                {
+                    "host": f"in.{namespace}.test",
+                    "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
+                }
+            ],
+        },
+    }
+    route = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "web"},
+        "spec": {
+            "parentRefs": [{"name": "traefik", "namespace": "traefik"}],
+            "hostnames": [f"route.{namespace}.test"],
+            "rules": [{"backendRefs": [{"name": "web", "port": 80}]}],
+        },
+    }
+    kubectl("apply", "-f", "-", apply=[*web("gpu-2"), ingress, route])
+    ready(kubectl, "web")
+
+    for host in (f"in.{namespace}.test", f"route.{namespace}.test"):
+        until(lambda name=host: answer_at_the_door(name) == "hello", seconds=30)
+    assert "404" in answer_at_the_door(f"other.{namespace}.test")
