@@ -84,7 +84,7 @@ check_models() { # MODEL...
     local model
     for model in "$@"; do
         [[ -f model_repository/$model/config.pbtxt ]] ||
-            fail "there is no model '$model' in model_repository/; there are: $(ls model_repository)"
+            fail "there is no model '$model' in model_repository/; there are: $(cd model_repository && echo *)"
         if [[ $(parameter "$model" gated) == true && -z $(setting HF_TOKEN '') ]]; then
             fail "$model needs a token: copy .env.example to .env and set HF_TOKEN"
         fi
@@ -155,7 +155,8 @@ run_embedded() { # PORT MODEL...
 main() {
     if [[ $# -gt 0 ]]; then
         usage
-        [[ $1 == -h || $1 == --help ]] && exit 0 || exit 2
+        [[ $1 == -h || $1 == --help ]]
+        exit
     fi
     cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
     local port runner wanted models=()

@@ -41,6 +41,7 @@ def download_snapshot(*, repo_id: str, commit: str, folder: Path, token: str | N
         StoreError: There is no such repository or commit, no access, or the Hub fails.
         OSError: The disk is full or not writable.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # logs are lines
     from huggingface_hub import snapshot_download
 
     def download() -> None:
@@ -53,7 +54,7 @@ def download_snapshot(*, repo_id: str, commit: str, folder: Path, token: str | N
             max_workers=4,
         )
 
-    with _quiet(), _sentences(repo_id, commit, token):
+    with _sentences(repo_id, commit, token):
         _with_retries(download)
 
 
@@ -63,6 +64,7 @@ def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
     Raises:
         StoreError: It is not in the cache and cannot be downloaded.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # logs are lines
     from huggingface_hub import snapshot_download
 
     token = read_token()
@@ -74,7 +76,7 @@ def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
             )
         )
 
-    with _quiet(), _sentences(repo_id, revision, token):
+    with _sentences(repo_id, revision, token):
         return Path(_with_retries(download))
 
 
@@ -189,21 +191,3 @@ def _plain(text: str) -> str:
         "hf_***" if word.startswith("hf_") and len(word) > 8 else word for word in text.split()
     ]
     return " ".join(words).rstrip(".")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars: logs are lines."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    disabled = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not disabled:
-            enable_progress_bars()

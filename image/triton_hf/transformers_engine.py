@@ -221,7 +221,9 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise SettingsError(f"{settings.repo_id} cannot be loaded: {first}") from None
-    return model.to(device).eval(), tokenizer
+    model.to(torch.device(device))  # type: ignore[arg-type]  # its wrapper hides the signature
+    model.train(False)
+    return model, tokenizer
 
 
 def usable_cores() -> int:

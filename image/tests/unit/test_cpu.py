@@ -1,0 +1,55 @@
+"""The CPU probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from triton_hf import cpu
+from triton_hf.transformers_engine import usable_cores
+
+
+@pytest.fixture
+def no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set first, so that monkeypatch takes away what the code under test sets.
+    monkeypatch.setenv(cpu.VARIABLE, "x")
+    monkeypatch.delenv(cpu.VARIABLE)
+
+
+def test_the_child_reads_the_tile_palette_of_this_cpu() -> None:
+    palette = cpu._run(cpu._CHILD)
+    assert palette is not None
+    assert int(palette) >= 0
+
+
+@pytest.mark.usefixtures("no_limit")
+@pytest.mark.parametrize(
+    ("flags", "works", "limit"),
+    [
+        ({"amx_tile", "avx512_bf16"}, False, "AVX512_CORE_BF16"),
+        ({"amx_tile"}, False, "AVX512_CORE"),
+        ({"amx_tile", "avx512_bf16"}, True, None),
+        ({"avx2"}, False, None),
+    ],
+)
+def test_onednn_is_kept_off_tiles_that_are_shown_but_hidden(monkeypatch, flags, works, limit):
+    monkeypatch.setattr(cpu, "cpu_flags", lambda _: frozenset(flags))
+    monkeypatch.setattr(cpu, "amx_works", lambda: works)
+    assert cpu.apply_cpu_limits().get(cpu.VARIABLE) == limit
+
+
+def test_a_value_that_a_person_set_is_left_alone(monkeypatch) -> None:
+    monkeypatch.setenv(cpu.VARIABLE, "AVX2")
+    assert cpu.apply_cpu_limits() == {cpu.VARIABLE: "AVX2"}
+
+
+def test_flags_come_from_cpuinfo(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor : 0\nflags\t\t: fpu amx_tile\n")
+    assert cpu.cpu_flags(file) == {"fpu", "amx_tile"}
+    assert cpu.cpu_flags(tmp_path / "none") == frozenset()
+
+
+def test_at_least_one_core_is_used() -> None:
+    assert usable_cores() >= 1
