@@ -102,9 +102,7 @@ DEFINITIONS: dict[str, Schema] = {
         {
             "namespaceSelector": {"$ref": "#/definitions/selector"},
             "podSelector": {"$ref": "#/definitions/selector"},
-            "ipBlock": closed(
-                {"cidr": TEXT, "except": {"type": "array", "items": TEXT}}, "cidr"
-            ),
+            "ipBlock": closed({"cidr": TEXT, "except": {"type": "array", "items": TEXT}}, "cidr"),
         }
     ),
     "spread": closed(
@@ -265,7 +263,13 @@ def build_tables(params: list[Param], values: Any) -> str:
     for param in params:
         if param.section != section:
             section = param.section
-            lines += ["", f"### {section}", "", "| value | default | what it does |", "|---|---|---|"]
+            lines += [
+                "",
+                f"### {section}",
+                "",
+                "| value | default | what it does |",
+                "|---|---|---|",
+            ]
         default = default_of(values, param.keys)
         shown = "" if default is ... else json.dumps(default)
         if len(shown) > 60:

@@ -17,6 +17,19 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Egress rule for downloads, as YAML; empty without a peer. */}}
+{{- define "triton.networkPolicy.hub" -}}
+{{- with .Values.networkPolicy.hub.to }}
+- to:
+    {{- toYaml . | nindent 4 }}
+  ports:
+    {{- range include "triton.networkPolicy.hubPorts" $ | fromJsonArray }}
+    - port: {{ int . }}
+      protocol: TCP
+    {{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* TCP ports of the Hub as a JSON list: those of the values, and that of the endpoint. */}}
 {{- define "triton.networkPolicy.hubPorts" -}}
 {{- $ports := list -}}

@@ -5,7 +5,17 @@
 
 {{/* The most server pods that may run at a time, without a rollout's surge. */}}
 {{- define "triton.mostReplicas" -}}
-{{- if include "triton.isAutoscaled?" . }}{{ int .Values.autoscaling.maxReplicas }}{{ else }}{{ int .Values.replicas }}{{ end -}}
+{{- if include "triton.isAutoscaled?" . -}}
+{{- int .Values.autoscaling.maxReplicas -}}
+{{- else -}}
+{{- int .Values.replicas -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a rollout may add pods to the wanted number. */}}
+{{- define "triton.hasSurge?" -}}
+{{- $none := has (toString .Values.strategy.maxSurge) (list "0" "0%") -}}
+{{- if and (eq .Values.strategy.type "RollingUpdate") (not $none) }}true{{ end -}}
 {{- end -}}
 
 {{/*
@@ -30,7 +40,8 @@ preStop (endpoints disappear) + drain (Triton's exit timeout) + 10 (unload, exit
 
 {{/* A Kubernetes quantity of bytes as whole MiB, rounded up. Argument: the quantity. */}}
 {{- define "triton.mebibytes" -}}
-{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12
+    "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
 {{- $text := include "triton.scalar" . -}}
 {{- $unit := regexFind "[A-Za-z]*$" $text -}}
 {{- $number := trimSuffix $unit $text | float64 -}}
@@ -72,14 +83,18 @@ and limit; GPUs are added to both as well.
 {{/* Node selector of the servers, as YAML; empty without one. */}}
 {{- define "triton.server.nodeSelector" -}}
 {{- $selector := .Values.nodeSelector -}}
-{{- if gt (int .Values.gpu.count) 0 }}{{ $selector = merge (dict) .Values.nodeSelector .Values.gpu.nodeSelector }}{{ end -}}
+{{- if gt (int .Values.gpu.count) 0 -}}
+{{- $selector = merge (dict) .Values.nodeSelector .Values.gpu.nodeSelector -}}
+{{- end -}}
 {{- with $selector }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
 {{/* Tolerations of the servers, as YAML; empty without any. */}}
 {{- define "triton.server.tolerations" -}}
 {{- $tolerations := .Values.tolerations -}}
-{{- if gt (int .Values.gpu.count) 0 }}{{ $tolerations = concat .Values.gpu.tolerations $tolerations }}{{ end -}}
+{{- if gt (int .Values.gpu.count) 0 -}}
+{{- $tolerations = concat .Values.gpu.tolerations $tolerations -}}
+{{- end -}}
 {{- with $tolerations }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 

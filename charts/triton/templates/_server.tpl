@@ -39,7 +39,8 @@ out by image.tritonVersion (with the version that brought each), because an unkn
 - --log-verbose={{ int $server.log.verbose }}
 - --log-format={{ $server.log.format }}
 {{- if and $server.restrictedApis.enabled $server.restrictedApis.categories }}
-{{- $closed := printf "%s:%s=$(TRITON_ADMIN_KEY)" (join "," $server.restrictedApis.categories) $server.restrictedApis.header }}
+{{- $categories := join "," $server.restrictedApis.categories }}
+{{- $closed := printf "%s:%s=$(TRITON_ADMIN_KEY)" $categories $server.restrictedApis.header }}
 - --http-restricted-api={{ $closed }}
 {{- if .Values.grpc.enabled }}
 - --grpc-restricted-protocol={{ $closed }}

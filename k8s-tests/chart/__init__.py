@@ -1,0 +1,1 @@
+"""What the charts promise, tested on rendered YAML."""

@@ -1,0 +1,241 @@
+"""Models: what the sync Job downloads, who waits for it, and what an upgrade does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from chart.rendering import CHART, Manifest, Object, mappings, render
+
+pytestmark = pytest.mark.chart
+SMOL = {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+WIDE = {"accessModes": ["ReadWriteMany"]}
+ONE = {"llama3-8b": None, "smol": SMOL}
+
+
+def job_pod(manifest: Manifest) -> Object:
+    return dict(manifest.one("Job")["spec"]["template"]["spec"])
+
+
+def spec(manifest: Manifest) -> Any:
+    """Return the models as the Job's pod reads them: through its own annotation."""
+    template = manifest.one("Job")["spec"]["template"]
+    volume = next(v for v in template["spec"]["volumes"] if v["name"] == "spec")
+    (item,) = volume["downwardAPI"]["items"]
+    name = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+    return json.loads(template["metadata"]["annotations"][name])
+
+
+def generations(manifest: Manifest) -> set[str]:
+    """Return every generation that a word of a command line names."""
+    deployment = manifest.one("Deployment")["spec"]["template"]["spec"]
+    containers = [*deployment["initContainers"], *deployment["containers"]]
+    containers += job_pod(manifest)["containers"]
+    words = [word for container in containers for word in container["args"]]
+    named = [w.rpartition("=")[2] for w in words if w.startswith("--generation=")]
+    named += [w.rpartition("/")[2] for w in words if w.startswith("--model-repository=")]
+    assert len(named) == 3
+    return set(named)
+
+
+def test_the_job_reads_the_models_as_the_image_wants_them() -> None:
+    parameters = {"slots": 8, "temperature": 0.7, "max_queue": 1000000, "gated": True}
+    model = {**SMOL, "revision": "main", "parameters": parameters}
+    sim = {"engine": "simulated"}
+    values = {"models": {"llama3-8b": None, "smol": model, "sim": sim}}
+    assert spec(render(values)) == {
+        "models": {
+            "sim": {"engine": "simulated", "parameters": {}},
+            "smol": {
+                "engine": "transformers",
+                "repository": SMOL["repository"],
+                "revision": "main",
+                "parameters": {
+                    "slots": "8",
+                    "temperature": "0.7",
+                    "max_queue": "1000000",
+                    "gated": "true",
+                },
+            },
+        }
+    }
+
+
+def test_job_waiter_and_server_mean_the_same_generation() -> None:
+    assert len(generations(render())) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "new"),
+    [
+        ({"models": {"x": SMOL}}, True),
+        ({"models": {"llama3-8b": {"parameters": {"slots": 4}}}}, True),
+        ({"image": {"tag": "9"}}, True),
+        ({"modelSync": {"backoffLimit": 9}}, False),
+        ({"resources": {"requests": {"cpu": 9}}}, False),
+        ({"models": {"llama3-8b": {"gated": False}}}, False),
+    ],
+)
+def test_a_generation_changes_with_models_and_image_only(changed: Object, new: bool) -> None:
+    assert (generations(render()) != generations(render(changed))) is new
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"models": {"x": SMOL}},
+        {"modelSync": {"backoffLimit": 9}},
+        {"modelSync": {"attempt": 2}},
+        {"huggingface": {"endpoint": "http://hub.example.com"}},
+        {"podSecurityContext": {"fsGroup": 5}},
+        {"modelStore": {"existingClaim": "x"}},
+    ],
+)
+def test_a_changed_job_is_another_job(changed: Object) -> None:
+    """A Job's template cannot be changed, so an upgrade must never try."""
+    before, after = render().one("Job"), render(changed).one("Job")
+    assert before["spec"] != after["spec"]
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+@pytest.mark.parametrize("changed", [{"commonLabels": {}}, {"ingress": {"enabled": True}}])
+def test_an_unchanged_job_keeps_its_name(changed: Object) -> None:
+    assert render().one("Job") == render(changed).one("Job")
+
+
+def test_an_install_runs_the_job_beside_the_servers() -> None:
+    """A hook before the install could not mount the claim that the install makes."""
+    assert "annotations" not in render().one("Job")["metadata"]
+
+
+def test_an_upgrade_downloads_before_any_server_is_touched() -> None:
+    annotations = render(upgrade=True).one("Job")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook"] == "pre-upgrade,pre-rollback"
+    assert annotations["helm.sh/hook-output-log-policy"] == "hook-failed"
+
+
+def test_the_hook_can_be_switched_off() -> None:
+    manifest = render({"modelSync": {"beforeUpgrade": False}}, upgrade=True)
+    assert manifest.one("Job") == render().one("Job")
+
+
+def test_the_hook_mounts_nothing_that_the_upgrade_has_yet_to_make() -> None:
+    """Its token comes from a Secret of its own, its models from its own annotation."""
+    manifest = render({"huggingface": {"token": {"value": "hf_x"}}}, upgrade=True)
+    secret = next(v for v in job_pod(manifest)["volumes"] if v["name"] == "token")["secret"]
+    made = manifest.one("Secret", secret["secretName"])
+    assert made["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade,pre-rollback"
+    assert int(made["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+    kinds = {kind for v in job_pod(manifest)["volumes"] for kind in v if kind != "name"}
+    assert kinds == {"persistentVolumeClaim", "downwardAPI", "emptyDir", "secret"}
+
+
+def test_only_the_job_writes_to_the_store() -> None:
+    for owner, template in render(file=CHART / "ci" / "everything-values.yaml").pods():
+        for container in [
+            *template["spec"].get("initContainers", []),
+            *template["spec"]["containers"],
+        ]:
+            for mount in container.get("volumeMounts", []):
+                if mount["mountPath"] == "/models":
+                    assert mount.get("readOnly", False) is (owner["kind"] != "Job")
+
+
+@pytest.mark.parametrize(
+    "token", [{"value": "hf_x"}, {"existingSecret": "mine"}], ids=["value", "existing"]
+)
+def test_the_token_reaches_the_job_only_and_as_a_file(token: Object) -> None:
+    manifest = render({"huggingface": {"token": token}})
+    name = token.get("existingSecret", "rel-triton-huggingface")
+    users = {
+        owner["kind"]
+        for owner, template in manifest.pods()
+        for _, mapping in mappings(template)
+        if mapping.get("secretName") == name or mapping.get("name") == name
+    }
+    assert users == {"Job"}
+    (container,) = job_pod(manifest)["containers"]
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    mount = next(m for m in container["volumeMounts"] if m["name"] == "token")
+    assert env["HF_TOKEN_PATH"] == f"{mount['mountPath']}/token"
+    assert "HF_TOKEN" not in env
+
+
+def test_without_a_token_nothing_of_one_is_rendered() -> None:
+    manifest = render()
+    assert "HF_TOKEN" not in manifest.text
+    assert [s["metadata"]["name"] for s in manifest.all("Secret")] == ["rel-triton-admin"]
+
+
+def test_the_endpoint_reaches_the_job_only() -> None:
+    manifest = render({"huggingface": {"endpoint": "http://hub.local:8080"}})
+    env = {e["name"]: e.get("value") for e in job_pod(manifest)["containers"][0]["env"]}
+    assert env["HF_ENDPOINT"] == "http://hub.local:8080"
+    assert "HF_ENDPOINT" not in {entry["name"] for entry in manifest.server["env"]}
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in manifest.server["env"]
+
+
+def test_a_failure_that_no_retry_cures_fails_the_job_at_once() -> None:
+    (rule,) = render().one("Job")["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [2, 3, 4]
+
+
+def test_on_a_store_of_one_node_the_job_goes_where_the_servers_are() -> None:
+    spec_of_job = job_pod(render())
+    (term,) = spec_of_job["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert term["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in spec_of_job[
+        "tolerations"
+    ]
+
+
+@pytest.mark.parametrize("values", [{"modelStore": WIDE}, {"replicas": 0}], ids=["wide", "none"])
+def test_elsewhere_the_job_runs_on_any_node(values: Object) -> None:
+    spec_of_job = job_pod(render(values))
+    assert "affinity" not in spec_of_job
+    assert "tolerations" not in spec_of_job
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_kept_on_uninstall_is_a_value(keep: bool) -> None:
+    values = {
+        "modelStore": {"keep": keep},
+        "huggingface": {"token": {"value": "x", "keep": keep}},
+    }
+    manifest = render(values)
+    for found in (
+        manifest.one("PersistentVolumeClaim"),
+        manifest.one("Secret", "rel-triton-huggingface"),
+    ):
+        policy = found["metadata"].get("annotations", {}).get("helm.sh/resource-policy")
+        assert (policy == "keep") is keep
+
+
+def test_an_existing_claim_is_used_and_not_made() -> None:
+    manifest = render({"modelStore": {"existingClaim": "mine"}})
+    assert manifest.all("PersistentVolumeClaim") == []
+    for _, mapping in mappings(list(manifest.objects)):
+        if "claimName" in mapping:
+            assert mapping["claimName"] == "mine"
+
+
+def test_the_claim_is_as_the_values_say() -> None:
+    store = {"size": "7Gi", "storageClass": "fast", "accessModes": ["ReadWriteMany"]}
+    claim = render({"modelStore": store}).one("PersistentVolumeClaim")["spec"]
+    assert claim == {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "fast",
+        "resources": {"requests": {"storage": "7Gi"}},
+    }
+
+
+def test_without_the_job_servers_still_wait_for_their_generation() -> None:
+    manifest = render({"modelSync": {"enabled": False}, "models": ONE})
+    assert manifest.all("Job") == []
+    (waiter,) = manifest.one("Deployment")["spec"]["template"]["spec"]["initContainers"]
+    assert waiter["args"][0] == "wait"

@@ -1,0 +1,220 @@
+"""Who may reach a pod, what a pod may do, and where secrets are.
+
+The short checks are those of kube-linter, checkov, polaris and kubescape that fit this chart; the
+strongest one, a namespace that enforces Pod Security `restricted`, runs in the cluster tests.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart.rendering import CASE_IDS, CASES, CHART, Manifest, Object, mappings, render
+
+pytestmark = pytest.mark.chart
+variant = pytest.mark.parametrize("file", CASES, ids=CASE_IDS)
+EVERYTHING = CHART / "ci" / "everything-values.yaml"
+ALLOWED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+
+
+def containers(template: Object) -> list[Object]:
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+@variant
+def test_every_pod_is_one_that_restricted_admits(file: Path | None) -> None:
+    pods = list(render(file=file).pods())
+    assert len(pods) == 3
+    for _, template in pods:
+        spec = template["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 10000
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for volume in spec.get("volumes", []):
+            assert set(volume) - {"name"} <= ALLOWED_VOLUMES
+        for container in containers(template):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not any("hostPort" in port for port in container.get("ports", []))
+
+
+@variant
+def test_no_pod_holds_a_service_account_token(file: Path | None) -> None:
+    for _, template in render(file=file).pods():
+        assert template["spec"]["automountServiceAccountToken"] is False
+        assert template["spec"]["serviceAccountName"] != "default"
+
+
+@variant
+def test_every_container_says_what_it_needs(file: Path | None) -> None:
+    for owner, template in render(file=file).pods():
+        for container in containers(template):
+            resources = container["resources"]
+            assert {"cpu", "memory"} <= set(resources["requests"]), owner["kind"]
+            assert "memory" in resources["limits"], owner["kind"]
+            assert not container["image"].endswith(":latest")
+            assert container["imagePullPolicy"]
+
+
+@variant
+def test_every_volume_in_memory_or_on_disk_has_a_limit(file: Path | None) -> None:
+    for _, template in render(file=file).pods():
+        for volume in template["spec"].get("volumes", []):
+            if "emptyDir" in volume and volume["name"] != "extra":
+                assert "sizeLimit" in volume["emptyDir"], volume["name"]
+
+
+@variant
+def test_no_secret_stands_in_a_pod_or_a_config_map(file: Path | None) -> None:
+    manifest = render(file=file)
+    hidden = {value for s in manifest.all("Secret") for value in s.get("data", {}).values()}
+    for _, template in manifest.pods():
+        for container in containers(template):
+            for entry in container.get("env", []):
+                name = entry["name"].lower()
+                if re.search("token$|key$|password|secret", name):
+                    assert "value" not in entry, entry["name"]
+    rest = [o for o in manifest.objects if o["kind"] != "Secret"]
+    assert not any(value in str(rest) for value in hidden)
+    assert "hf_not_a_real_token" not in str(rest)
+
+
+def test_the_value_of_the_closed_apis_header_is_not_in_the_pod() -> None:
+    manifest = render()
+    name = manifest.one("Secret", "rel-triton-admin")["metadata"]["name"]
+    env = {entry["name"]: entry for entry in manifest.server["env"]}
+    ref = env["TRITON_ADMIN_KEY"]["valueFrom"]["secretKeyRef"]
+    assert ref == {"name": name, "key": "header-value"}
+    closed = "shared-memory,model-repository,model-config,statistics,trace,logging"
+    for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
+        assert f"{flag}={closed}:triton-admin-key=$(TRITON_ADMIN_KEY)" in manifest.server["args"]
+
+
+def test_closed_apis_can_be_opened() -> None:
+    manifest = render({"server": {"restrictedApis": {"enabled": False}}})
+    assert manifest.all("Secret") == []
+    assert "TRITON_ADMIN_KEY" not in manifest.text
+
+
+def paths(manifest: Manifest) -> set[str]:
+    (rule,) = manifest.one("Ingress")["spec"]["rules"]
+    found = rule["http"]["paths"]
+    assert {path["pathType"] for path in found} == {"Exact"}
+    return {path["path"] for path in found}
+
+
+MODELS = {"llama3-8b": None, "a": {"engine": "simulated"}, "b.1": {"engine": "simulated"}}
+GATEWAY = {"enabled": True, "parentRefs": [{"name": "gateway"}]}
+
+
+def test_the_ingress_lets_in_what_a_client_needs_and_nothing_else() -> None:
+    calls = ("", "/ready", "/infer", "/generate", "/generate_stream")
+    wanted = {
+        f"/v2/models/{model}{version}{call}"
+        for model in ("a", "a_stream", "b.1", "b.1_stream")
+        for version in ("", "/versions/1")
+        for call in calls
+    }
+    manifest = render({"models": MODELS, "ingress": {"enabled": True}})
+    assert paths(manifest) == wanted | {"/v2/health/ready"}
+
+
+def test_routes_let_in_the_same_as_the_ingress() -> None:
+    values = {"models": MODELS, "ingress": {"enabled": True}, "httpRoute": GATEWAY}
+    manifest = render(values)
+    routed = set()
+    for route in manifest.all("HTTPRoute"):
+        (rule,) = route["spec"]["rules"]
+        assert len(rule["matches"]) <= 64
+        assert {match["path"]["type"] for match in rule["matches"]} == {"Exact"}
+        routed |= {match["path"]["value"] for match in rule["matches"]}
+    assert routed == paths(manifest) - {"/v2/health/ready"}
+
+
+def test_the_ingress_is_of_the_class_and_host_of_the_values() -> None:
+    values = {"enabled": True, "className": "any", "host": "h.example.com", "tlsSecret": "cert"}
+    spec = render({"ingress": values}).one("Ingress")["spec"]
+    assert spec["ingressClassName"] == "any"
+    assert spec["rules"][0]["host"] == "h.example.com"
+    assert spec["tls"] == [{"secretName": "cert", "hosts": ["h.example.com"]}]
+
+
+def test_nothing_listens_outside_the_cluster_by_default() -> None:
+    manifest = render()
+    assert manifest.all("Ingress") == manifest.all("HTTPRoute") == []
+    assert {s["spec"]["type"] for s in manifest.all("Service")} == {"ClusterIP"}
+
+
+@variant
+def test_every_pod_but_the_test_is_under_a_policy(file: Path | None) -> None:
+    manifest = render(file=file)
+    chosen = [p["spec"]["podSelector"]["matchLabels"] for p in manifest.all("NetworkPolicy")]
+    for owner, template in manifest.pods():
+        covered = any(c.items() <= template["metadata"]["labels"].items() for c in chosen)
+        assert covered or owner["kind"] == "Pod"
+    for policy in manifest.all("NetworkPolicy"):
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        for _, mapping in mappings(policy["spec"]):
+            assert mapping.get("to") != []
+            assert mapping.get("from") != []
+
+
+def egress_ports(policy: Object) -> set[Any]:
+    return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+
+
+def test_servers_reach_dns_only_and_the_job_the_hub_as_well() -> None:
+    manifest = render({"huggingface": {"endpoint": "http://hub.local:8080"}})
+    assert egress_ports(manifest.one("NetworkPolicy", "rel-triton")) == {53}
+    job = manifest.one("NetworkPolicy", "rel-triton-sync")
+    assert egress_ports(job) == {53, 443, 8080}
+    assert "ingress" not in job["spec"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://hub", 80), ("https://hub/a", 443), ("https://hub:1/b", 1), ("http://[fd00::1]:9", 9)],
+)
+def test_the_port_of_the_endpoint_is_open(endpoint: str, port: int) -> None:
+    values = {"huggingface": {"endpoint": endpoint}, "networkPolicy": {"hub": {"ports": []}}}
+    policy = render(values).one("NetworkPolicy", "rel-triton-sync")
+    assert egress_ports(policy) == {53, port}
+
+
+def test_metrics_are_open_to_monitoring_only() -> None:
+    policy = render().one("NetworkPolicy", "rel-triton")["spec"]
+    rules = [
+        rule for rule in policy["ingress"] if "metrics" in {port["port"] for port in rule["ports"]}
+    ]
+    (rule,) = rules
+    assert rule["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+
+
+def test_an_empty_list_of_peers_closes_and_never_opens() -> None:
+    closed = {"gateway": [], "monitoring": [], "loadTest": [], "dns": [], "hub": {"to": []}}
+    manifest = render({"networkPolicy": closed})
+    for policy in manifest.all("NetworkPolicy"):
+        for rule in policy["spec"].get("ingress") or []:
+            assert rule["from"]
+        assert not policy["spec"].get("egress")
+
+
+def test_policies_can_be_left_to_somebody_else() -> None:
+    assert render({"networkPolicy": {"enabled": False}}).all("NetworkPolicy") == []

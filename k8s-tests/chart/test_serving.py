@@ -1,0 +1,146 @@
+"""The rendered command lines on the real programs: sync fills a store, tritonserver serves it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart.rendering import CHART, Manifest, render
+from triton_hf.embedded import Server, running_server
+
+pytestmark = [pytest.mark.chart, pytest.mark.triton]
+HEADER = "opened"
+
+
+def manifest() -> Manifest:
+    return render(file=CHART / "ci" / "embedded-values.yaml")
+
+
+def words(arguments: list[str], store: Path) -> list[str]:
+    """Return a rendered command line with what differs outside a pod put in."""
+    spec = store.parent / "models.json"
+    return [
+        word.replace("/etc/triton-hf/models.json", str(spec))
+        .replace("=/models", f"={store}")
+        .replace("$(TRITON_ADMIN_KEY)", HEADER)
+        for word in arguments
+    ]
+
+
+def filled_store(folder: Path) -> Path:
+    """Run the model-sync Job's command line on an empty folder."""
+    template = manifest().one("Job")["spec"]["template"]
+    store = folder / "models"
+    store.mkdir()
+    models = template["metadata"]["annotations"]["triton-hf/models"]
+    (folder / "models.json").write_text(models)
+    (container,) = template["spec"]["containers"]
+    done = subprocess.run(
+        [sys.executable, "-m", "triton_hf", *words(container["args"], store)],
+        env={**os.environ, "PYTHONPATH": str(CHART.parents[1] / "image")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return store
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tritonserver of the oldest supported version, started as the Deployment does."""
+    folder = tmp_path_factory.mktemp("chart")
+    store = filled_store(folder)
+    # Ports and time-outs are the test's own.
+    given = [
+        word
+        for word in words(manifest().server["args"][1:], store)
+        if not word.startswith(("--http-port", "--grpc-port", "--metrics-port", "--exit-timeout"))
+    ]
+    environment = {"TRITON_HF_STORE": str(store), "HF_HUB_OFFLINE": "1"}
+    with running_server(arguments=given, workdir=folder, environment=environment) as running:
+        yield running
+
+
+def call(server: Server, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{server.url}{path}", data=data, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_tritonserver_takes_every_rendered_flag(server: Server) -> None:
+    assert server.ready(), server.output()
+
+
+def test_the_helm_test_passes_on_it(server: Server) -> None:
+    script = CHART / "files" / "ask.py"
+    (container,) = manifest().one("Pod")["spec"]["containers"]
+    models = container["args"][3:]
+    assert models == ["simulated"]
+    done = subprocess.run(
+        [sys.executable, "-c", script.read_text(), server.url, "60", *models],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "simulated: ready; answers " in done.stdout
+
+
+def test_the_helm_test_fails_with_a_sentence_for_a_model_that_is_not_there(server: Server) -> None:
+    script = (CHART / "files" / "ask.py").read_text()
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.url, "60", "nobody"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("/v2/models/nobody/ready answered 400")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_call_in_the_notes_is_answered(server: Server) -> None:
+    status, text = call(server, "/v2/models/simulated/generate", {"user_message": "Why?"})
+    assert status == 200
+    assert json.loads(text)["text_output"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/repository/index",
+        "/v2/models/simulated/config",
+        "/v2/models/simulated/stats",
+        "/v2/logging",
+        "/v2/trace/setting",
+        "/v2/systemsharedmemory/status",
+    ],
+)
+def test_a_closed_api_wants_the_header(server: Server, path: str) -> None:
+    body: dict[str, str] | None = {} if path == "/v2/repository/index" else None
+    assert call(server, path, body)[0] == 403
+    assert call(server, path, body, **{"triton-admin-key": HEADER})[0] == 200
+
+
+def test_loading_a_model_is_refused_even_with_the_header(server: Server) -> None:
+    path = "/v2/repository/models/simulated/load"
+    assert call(server, path, {}, **{"triton-admin-key": HEADER})[0] >= 400
+
+
+def test_latency_summaries_are_on(server: Server) -> None:
+    with urllib.request.urlopen(server.metrics_url, timeout=30) as answer:
+        assert "nv_inference_request_summary_us" in answer.read().decode()

@@ -1,0 +1,83 @@
+"""Values that contradict each other fail the render, all at once, each with one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chart.rendering import RenderError, render
+
+pytestmark = pytest.mark.chart
+WIDE = {"accessModes": ["ReadWriteMany"]}
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no model": ({"models": {"llama3-8b": None}}, "models is empty"),
+    "no repository": ({"models": {"x": {"gated": True}}}, "models.x has no repository"),
+    "simulated download": (
+        {"models": {"x": {"engine": "simulated", "repository": "a/b"}}},
+        "models.x is simulated and downloads nothing",
+    ),
+    "same name": (
+        {"models": {"x.1": {"engine": "simulated"}, "x-1": {"engine": "simulated"}}},
+        "models.x-1 and models.x.1 need the same object name",
+    ),
+    "two replicas on one node": ({"replicas": 2}, "more than one server pod may run (2)"),
+    "autoscaled on one node": (
+        {"autoscaling": {"enabled": True}},
+        "more than one server pod may run (4)",
+    ),
+    "surge on one node": ({"strategy": {"maxSurge": 1}}, "and the surge of a rollout"),
+    "nothing writes": (
+        {"modelStore": {"accessModes": ["ReadOnlyMany"]}},
+        "model-sync must write",
+    ),
+    "stuck rollout": (
+        {"strategy": {"maxSurge": 0, "maxUnavailable": "0%"}},
+        "no pod could ever be replaced",
+    ),
+    "min above max": (
+        {"modelStore": WIDE, "autoscaling": {"enabled": True, "minReplicas": 9}},
+        "autoscaling.minReplicas (9) is larger than autoscaling.maxReplicas (4)",
+    ),
+    "two tokens": (
+        {"huggingface": {"token": {"existingSecret": "a", "value": "b"}}},
+        "are both set: keep one",
+    ),
+    "no gateway": ({"httpRoute": {"enabled": True}}, "set httpRoute.parentRefs"),
+    "closed health": (
+        {"server": {"restrictedApis": {"categories": ["health"]}}},
+        "holds health",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_contradiction_is_one_sentence(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RenderError) as caught:
+        render(values)
+    (line,) = [line for line in str(caught.value).splitlines() if line.startswith("- ")]
+    assert message in line
+    assert line.endswith(".")
+
+
+def test_all_contradictions_are_told_at_once() -> None:
+    values = {"replicas": 2, "httpRoute": {"enabled": True}, "models": {"x": {}}}
+    with pytest.raises(RenderError) as caught:
+        render(values)
+    assert len([line for line in str(caught.value).splitlines() if line.startswith("- ")]) == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replicas": 2, "modelStore": WIDE},
+        {"replicas": 2, "modelStore": {"allPodsOnOneNode": True}},
+        {"replicas": 2, "modelStore": {"accessModes": ["ReadWriteOnce", "ReadWriteMany"]}},
+        {"strategy": {"type": "Recreate", "maxSurge": 1}},
+        {"modelStore": {"accessModes": ["ReadOnlyMany"]}, "modelSync": {"enabled": False}},
+    ],
+    ids=str,
+)
+def test_what_only_looks_like_a_contradiction_renders(values: dict[str, Any]) -> None:
+    assert render(values).one("Deployment")
