@@ -5,10 +5,13 @@ Usage: ask.py URL TIMEOUT MODEL...; exit code 1 with one sentence when a model d
 
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
 
 QUESTION = "Why is the sky blue?"
+# What enforces a NetworkPolicy needs a moment to know a new pod, and refuses it until then.
+POLICY_SECONDS = 30
 
 
 def call(path, body=None):
@@ -22,6 +25,19 @@ def call(path, body=None):
         raise SystemExit(f"{path} answered {error.code}: {error.read().decode()}") from error
     except OSError as error:
         raise SystemExit(f"{path} cannot be reached at {url}: {error}") from error
+
+
+def reach(path):
+    """Wait until this pod's connections are let through."""
+    deadline = time.monotonic() + POLICY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url + path, timeout=timeout).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it answers; `call` says what is wrong with the answer
+        except OSError:
+            time.sleep(1)
 
 
 def ask_whole(model):
@@ -45,6 +61,7 @@ def ask_stream(model):
 
 url, timeout = sys.argv[1], float(sys.argv[2])
 for name in sys.argv[3:]:
+    reach(f"/v2/models/{name}/ready")
     call(f"/v2/models/{name}/ready")
     text = ask_whole(name)
     count, streamed = ask_stream(name)
