@@ -18,7 +18,7 @@ from support.place import ROOT, Place
 CHART = ROOT / "charts" / "triton"
 
 
-class CommandFailed(AssertionError):
+class CommandFailedError(AssertionError):
     """helm or kubectl said no; the text is what it printed."""
 
 
@@ -26,7 +26,7 @@ def run(place: Place, *words: str, stdin: str | None = None, timeout: float = 60
     """Run helm or kubectl against `place`; return its stdout.
 
     Raises:
-        CommandFailed: when the exit code is not 0.
+        CommandFailedError: when the exit code is not 0.
     """
     done = subprocess.run(
         words,
@@ -38,7 +38,8 @@ def run(place: Place, *words: str, stdin: str | None = None, timeout: float = 60
         check=False,
     )
     if done.returncode != 0:
-        raise CommandFailed(f"{' '.join(words[:6])}: {done.stderr.strip() or done.stdout.strip()}")
+        said = done.stderr.strip() or done.stdout.strip()
+        raise CommandFailedError(f"{' '.join(words[:6])}: {said}")
     return done.stdout
 
 
@@ -66,7 +67,12 @@ class Release:
     chart: Path = CHART
 
     def apply(
-        self, values: dict[str, Any], *, wait: bool = True, timeout: int = 300, files: tuple[Path, ...] = ()
+        self,
+        values: dict[str, Any],
+        *,
+        wait: bool = True,
+        timeout: int = 300,
+        files: tuple[Path, ...] = (),
     ) -> str:
         """Install or upgrade, and with `wait` return only when everything is ready."""
         named = [word for file in files for word in ("-f", str(file))]
@@ -85,9 +91,7 @@ class Release:
 
     def test(self) -> str:
         """Run `helm test`; return its output with the logs of the test pods."""
-        return run(
-            self.place, "helm", "test", self.name, "-n", self.namespace, "--timeout", "180s"
-        )
+        return run(self.place, "helm", "test", self.name, "-n", self.namespace, "--timeout", "180s")
 
     def selector(self, component: str = "server") -> str:
         """Return the label selector of one component of this release."""

@@ -16,6 +16,7 @@ from support import helm, place
 from support.ask import Door, question
 from support.helm import Release
 from support.steps import Board
+from support.wait import until
 
 NAMESPACE = "triton"
 RELEASE = "triton"
@@ -63,16 +64,18 @@ def ensure_token(here: place.Place, namespace: str, name: str, value: str) -> No
 
 
 def door(here: place.Place, release: Release) -> Door:
-    """Return where requests for `release` enter the cluster: its Ingress.
+    """Return where requests for `release` enter the cluster, once its Ingress is routed.
+
+    A controller needs a moment to see a new Ingress; until then it answers 404.
 
     Raises:
-        helm.CommandFailed: when the release has no Ingress, or it has no address yet.
+        helm.CommandFailedError: when the release has no Ingress, or it has no address yet.
     """
     ingresses = helm.get(
         here, release.namespace, "ingress", "-l", f"app.kubernetes.io/instance={release.name}"
     )["items"]
     if not ingresses:
-        raise helm.CommandFailed(f"release {release.name} has no Ingress; set ingress.enabled")
+        raise helm.CommandFailedError(f"release {release.name} has no Ingress; set ingress.enabled")
     host = ingresses[0]["spec"]["rules"][0].get("host", "")
     points = ingresses[0].get("status", {}).get("loadBalancer", {}).get("ingress", [])
     if points:
@@ -80,8 +83,17 @@ def door(here: place.Place, release: Release) -> Door:
     elif here.embedded:
         address = gateway_address(here)
     else:
-        raise helm.CommandFailed("the Ingress has no address yet; is an ingress controller running?")
-    return Door(address=address, port=80, host=host)
+        raise helm.CommandFailedError(
+            "the Ingress has no address yet; is an ingress controller running?"
+        )
+    entrance = Door(address=address, port=80, host=host)
+    ready = next(
+        path["path"]
+        for path in ingresses[0]["spec"]["rules"][0]["http"]["paths"]
+        if path["path"].endswith("/ready")
+    )
+    until(lambda: entrance.request("GET", ready, timeout=5)[0] == 200, seconds=60, every=0.3)
+    return entrance
 
 
 def gateway_address(here: place.Place) -> str:
@@ -97,7 +109,7 @@ def wait_ready(release: Release, board: Board, *, seconds: float) -> None:
     """Wait until every pod of the release's newest Deployment is ready, showing what is going on.
 
     Raises:
-        helm.CommandFailed: when the time is over; the text holds the last state and logs.
+        helm.CommandFailedError: when the time is over; the text holds the last state and logs.
     """
     deadline = time.monotonic() + seconds
     shown, heard = "", 0.0
@@ -110,7 +122,7 @@ def wait_ready(release: Release, board: Board, *, seconds: float) -> None:
             return
         if time.monotonic() > deadline:
             logs = release.logs("model-sync") + release.logs()
-            raise helm.CommandFailed(f"not ready after {seconds:.0f} s: {state}\n{logs}")
+            raise helm.CommandFailedError(f"not ready after {seconds:.0f} s: {state}\n{logs}")
         time.sleep(1)
 
 
@@ -138,10 +150,15 @@ def describe(release: Release) -> str:
 def pod_state(pod: dict[str, Any]) -> str:
     """Return what a pod waits for, in a few words."""
     status = pod["status"]
-    for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+    for container in [
+        *status.get("initContainerStatuses", []),
+        *status.get("containerStatuses", []),
+    ]:
         if waiting := container["state"].get("waiting"):
             if waiting["reason"] not in ("PodInitializing",):
-                return f"{container['name']} {waiting['reason']} {waiting.get('message', '')}".strip()
+                return (
+                    f"{container['name']} {waiting['reason']} {waiting.get('message', '')}".strip()
+                )
         elif "running" in container["state"] and not container["ready"]:
             return f"{container['name']} running, not ready"
     return str(status["phase"])
@@ -179,7 +196,7 @@ def main() -> int:
         release.apply(values, wait=False, files=(file,))
         wait_ready(release, board, seconds=600)
         ask(door(here, release))
-    except AssertionError as error:
+    except (AssertionError, TimeoutError) as error:
         print(f"make up: {error}", file=sys.stderr)
         return 1
     return 0

@@ -18,7 +18,7 @@ from pathlib import Path
 SILENCE = 8.0  # seconds after which a quiet step says that it is alive
 
 
-class StepFailed(Exception):
+class StepFailedError(Exception):
     """A step ended with an error; the text says which and what it said last."""
 
 
@@ -66,7 +66,7 @@ def run_all(steps: Sequence[Step], board: Board, *, logs: Path) -> None:
     """Run every step as soon as those it waits for are done.
 
     Raises:
-        StepFailed: when one fails; those that run are ended first, none is started after.
+        StepFailedError: when one fails; those that run are ended first, none is started after.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting = {step.name: step for step in steps}
@@ -90,9 +90,7 @@ def run_all(steps: Sequence[Step], board: Board, *, logs: Path) -> None:
             raise
 
 
-def _run(
-    step: Step, board: Board, logs: Path, children: dict[str, subprocess.Popen[str]]
-) -> None:
+def _run(step: Step, board: Board, logs: Path, children: dict[str, subprocess.Popen[str]]) -> None:
     start = time.monotonic()
     if callable(step.command):
         step.command()
@@ -139,4 +137,4 @@ def _run_command(
     code = child.wait()
     children.pop(step.name, None)
     if code != 0:
-        raise StepFailed(f"step {step.name} failed with exit code {code}; its whole log: {log}")
+        raise StepFailedError(f"step {step.name} failed (exit code {code}); its whole log: {log}")

@@ -13,7 +13,7 @@ import shutil
 import sys
 
 from support import place
-from support.steps import Board, Step, StepFailed, run_all
+from support.steps import Board, Step, StepFailedError, run_all
 
 PYTHON = str(place.ROOT / ".venv" / "bin" / "python")
 BUILD = str(place.ROOT / "image" / "build.py")
@@ -47,7 +47,7 @@ def check_foreign() -> None:
     """Say what is missing for a cluster that is not ours, before anything is done.
 
     Raises:
-        StepFailed: with one sentence for each missing part.
+        StepFailedError: with one sentence for each missing part.
     """
     missing = [
         f"{tool} is not on PATH: install it"
@@ -60,7 +60,7 @@ def check_foreign() -> None:
     if not os.environ.get("IMAGE_REGISTRY"):
         missing.append("set IMAGE_REGISTRY to a registry that the cluster can pull from")
     if missing:
-        raise StepFailed("; ".join(missing))
+        raise StepFailedError("; ".join(missing))
 
 
 def main() -> int:
@@ -88,14 +88,15 @@ def main() -> int:
         here = place.current()
         if here.embedded or os.environ.get("PUSH"):
             pushes = [
-                Step(name=f"push-{target}", command=build_command(target, push=here.push, plain_http=here.embedded))
+                Step(
+                    name=f"push-{target}",
+                    command=build_command(target, push=here.push, plain_http=here.embedded),
+                )
                 for target in IMAGES
             ]
             run_all(pushes, board, logs=logs)
-        run_all(
-            [Step(name="release", command=[PYTHON, "-m", "support.install"])], board, logs=logs
-        )
-    except (StepFailed, SystemExit) as error:
+        run_all([Step(name="release", command=[PYTHON, "-m", "support.install"])], board, logs=logs)
+    except (StepFailedError, SystemExit) as error:
         print(f"make up: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
