@@ -113,7 +113,10 @@ def draw(
         return None, [f"{dashboard.name}: {error}"]
     height = max(panel.y + panel.height for panel in dashboard.panels)
     figure = pyplot.figure(figsize=(WIDTH, height * LINE + 0.6), dpi=80)
-    shown = ", ".join(f"{v.name}: {values[v.name]}" for v in dashboard.variables)
+    shown = ", ".join(
+        f"{v.name}: {'all' if values[v.name] == v.all_value else values[v.name]}"
+        for v in dashboard.variables
+    )
     figure.suptitle(f"{dashboard.title}    {shown}", x=0.01, ha="left", fontsize=13)
     total = height + 0.6 / LINE
     for title, y in dashboard.rows:
@@ -124,9 +127,9 @@ def draw(
         found, empty = lines(panel, prometheus, values, span)
         missing += [f"{dashboard.name} / {panel.title}: {expression}" for expression in empty]
         box = (
-            panel.x / 24 + 0.03,
+            panel.x / 24 * 0.99 + 0.05,
             1 - (panel.y + panel.height + 0.6 / LINE) / total,
-            panel.width / 24 - 0.045,
+            panel.width / 24 * 0.99 - 0.06,
             panel.height / total,
         )
         (_number if panel.kind == "stat" else _graph)(figure, box, panel, found, span)
@@ -173,17 +176,18 @@ def _graph(
 ) -> None:
     left, bottom, width, height = box
     shown = min(len(found), LEGEND_LINES)
-    under = (0.24 + 0.055 * shown) * height
+    under = (0.12 + 0.055 * shown) * height
     axes = figure.add_axes((left, bottom + under, width, height * 0.88 - under))
     axes.set_title(panel.title, fontsize=10, loc="left")
     if not found:
         axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes)
     if panel.stacked and found:
-        _stack(axes, found, span)
+        _stack(axes, panel, found, span)
     else:
         for line in found:
             axes.plot(_times(line), line.values, linewidth=1.1, label=_label(line, panel))
     axes.set_xlim(_day(span.start), _day(span.end))
+    axes.margins(y=0.08)
     axes.set_ylim(bottom=0, top=panel.top)
     axes.grid(color="0.92")
     axes.tick_params(labelsize=8)
@@ -197,14 +201,14 @@ def _graph(
             handles[:shown],
             labels[:shown],
             loc="upper left",
-            bbox_to_anchor=(0, -0.16 * 0.65 * height / (height * 0.88 - under)),
+            bbox_to_anchor=(0, -0.1 * height / (height * 0.88 - under)),
             fontsize=7.5,
             frameon=False,
             borderaxespad=0,
         )
 
 
-def _stack(axes: Any, found: Sequence[Line], span: Span) -> None:
+def _stack(axes: Any, panel: Panel, found: Sequence[Line], span: Span) -> None:
     count = round((span.end - span.start) / span.step) + 1
     grid = [span.start + index * span.step for index in range(count)]
     rows = []
@@ -215,7 +219,10 @@ def _stack(axes: Any, found: Sequence[Line], span: Span) -> None:
         }
         rows.append([0.0 if math.isnan(v := known.get(i, 0.0)) else v for i in range(count)])
     axes.stackplot(
-        [_day(time) for time in grid], rows, labels=[line.name for line in found], alpha=0.6
+        [_day(time) for time in grid],
+        rows,
+        labels=[_label(line, panel) for line in found],
+        alpha=0.6,
     )
 
 

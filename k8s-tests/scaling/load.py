@@ -129,6 +129,8 @@ async def send(target: Target, record: Record, *, timeout: float) -> Outcome:
         fault = f"no answer in {timeout:g} s"
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         fault = f"{type(error).__name__}: {error}"
+    except asyncio.CancelledError:
+        fault = "broken off by the client"
     finally:
         record.change(-1)
     outcome = Outcome(start=start, end=time.time(), fault=fault)
@@ -230,6 +232,12 @@ class Load:
         """Send this many requests a second from now on, at random times."""
         self._rate = per_second
 
+    def hang_up(self) -> None:
+        """Send nothing more and break off what is in flight, which counts as failed."""
+        self.clients(0)
+        self.rate(0.0)
+        self._call(self._cancel())
+
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
@@ -265,6 +273,10 @@ class Load:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if self._rate > 0:
                 self._spawn(send(next(self._targets), self.record, timeout=self._timeout))
+
+    async def _cancel(self) -> None:
+        for task in set(self._tasks):
+            task.cancel()
 
     async def _finish(self) -> None:
         self._arrivals.cancel()

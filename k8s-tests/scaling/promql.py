@@ -31,7 +31,7 @@ def nodes(expression: str) -> Iterator[Any]:
 def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
     """Return the metric name and the label matchers of every selector in an expression."""
     return [
-        (node.name, {matcher.name: matcher.value for matcher in node.matchers.matchers})
+        (str(node.name), {matcher.name: matcher.value for matcher in node.matchers.matchers})
         for node in nodes(expression)
         if isinstance(node, promql_parser.VectorSelector)
     ]

@@ -146,7 +146,7 @@ def measure_linearity(pair: Lab, model: str, *, seconds: float = 6.0) -> Lineari
 
 def simulated(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
     """Return the parameters of all models that the cases, the levels and the long request need."""
-    quick = {"slots": 16, "max_queue": 256}
+    quick = {"slots": 48, "max_queue": 256}
     made: dict[str, dict[str, object]] = {
         name: {**quick, "ttft_ms": int(case.request_seconds * 1000)}
         for case in cases

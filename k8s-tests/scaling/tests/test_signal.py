@@ -1,0 +1,90 @@
+"""The signal of the autoscaler against the truth: a real Triton, a real Prometheus, no cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from scaling import load, panels, promql
+from scaling import signal as accuracy
+from scaling.lab import Lab, running_lab
+
+from support import wait
+from support.prometheus import binary
+from triton_hf.embedded import EmbeddedError, ensure_tree
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    program = binary()
+    if program is None:
+        pytest.skip("needs Prometheus: python3 -m cluster.binaries prometheus")
+    try:
+        ensure_tree()
+    except EmbeddedError as error:
+        pytest.skip(f"needs a real Triton: {error}")
+    models = accuracy.simulated(accuracy.CASES)
+    with running_lab(program, tmp_path_factory.mktemp("lab"), models) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if case.rate < 1 else [])
+        for case in accuracy.CASES
+    ],
+    ids=lambda case: f"{case.rate:g}-a-second-over-{case.models}",
+)
+def test_the_signal_is_within_5_percent_of_the_true_number_in_flight(
+    pair: Lab, case: accuracy.Case
+):
+    found = accuracy.measure(pair, case)
+    assert found.failed == 0
+    assert found.requests >= case.rate * case.measured_seconds * 0.5
+    assert found.error <= 0.05, found
+
+
+def test_the_signal_is_linear_in_the_offered_concurrency_up_to_four_times_the_slots(pair: Lab):
+    found = accuracy.measure_linearity(pair, "levels", seconds=5)
+    assert found.failed == 0
+    assert max(found.offered) == 4 * accuracy.LEVEL_SLOTS
+    assert found.r_squared >= 0.98, found
+    assert found.slope == pytest.approx(1.0, abs=0.05), found
+
+
+def test_the_signal_shows_ten_requests_while_the_first_of_60_seconds_still_runs(pair: Lab):
+    targets = accuracy.targets(pair, ["long"], max_tokens=1)
+    with load.Load(targets, timeout=90) as driver:
+        driver.clients(10)
+        wait.until(lambda: _in_flight(pair, "long") == 10, seconds=20, every=0.5)
+        assert driver.record.outcomes == []
+        driver.hang_up()
+
+
+def test_every_query_over_engine_and_triton_metrics_has_data_from_a_real_triton(pair: Lab):
+    with load.Load(accuracy.targets(pair, ["levels"], max_tokens=3)) as driver:
+        driver.clients(4)
+        time.sleep(6)  # two scrapes of a rate
+    assert driver.record.failed == []
+    found = set()
+    for dashboard in panels.load_all():
+        chosen = {"deployment": "none", "model": "levels"}
+        values = panels.choose(dashboard, pair.prometheus, chosen, interval="10s")
+        for panel in dashboard.panels:
+            for query in panel.queries:
+                expression = panels.fill(query.expression, values)
+                names = promql.metrics(expression)
+                if all(name.startswith(("triton_hf_", "nv_inf", "nv_cpu")) for name in names):
+                    answer = pair.prometheus.query(expression)
+                    assert answer, f"{panel.title}: {expression}"
+                    found |= names
+    assert len(found) > 20
+
+
+def _in_flight(pair: Lab, model: str) -> float:
+    parts = " + ".join(f'sum({part}{{model="{model}"}})' for part in accuracy.PARTS)
+    return pair.prometheus.query(parts)[0].last
