@@ -33,9 +33,7 @@ def init_config(*, hpa_sync: str, node_grace: str) -> str:
                 "extraArgs": _arguments({"unsafe-no-fsync": "true"}),
             }
         },
-        "apiServer": {
-            "extraArgs": _arguments({"kubelet-preferred-address-types": "InternalIP"})
-        },
+        "apiServer": {"extraArgs": _arguments({"kubelet-preferred-address-types": "InternalIP"})},
         "controllerManager": {
             "extraArgs": _arguments(
                 {

@@ -15,6 +15,7 @@ from cluster import plan
 from cluster.plan import NodePlan
 
 HOST_LINK = f"{plan.PREFIX}-host"
+NAMESPACES = Path("/run/netns")
 
 
 class NetworkError(Exception):
@@ -22,51 +23,48 @@ class NetworkError(Exception):
 
 
 def up() -> None:
-    """Make all namespaces, links and routes that are missing.
+    """Make all namespaces, links and routes that are missing; what is half made is completed.
 
     Raises:
         NetworkError: when `ip` refuses a command.
     """
-    if not exists(plan.FABRIC):
-        _ip("netns", "add", plan.FABRIC)
-        _inside(plan.FABRIC, "link", "set", "lo", "up")
-        _inside(plan.FABRIC, "link", "add", "fabric", "type", "bridge")
-        _inside(plan.FABRIC, "addr", "add", f"{plan.SERVICES_ADDRESS}/23", "dev", "fabric")
-        _inside(plan.FABRIC, "link", "set", "fabric", "up")
-    if not Path(f"/sys/class/net/{HOST_LINK}").exists():
-        _plug(HOST_LINK, "host")
-        _ip("addr", "add", f"{plan.HOST_ADDRESS}/23", "dev", HOST_LINK)
-        _ip("link", "set", HOST_LINK, "up")
-        for node in plan.NODES:
-            _ip("route", "add", node.pods, "via", node.address)
-        _ip("route", "add", plan.SERVICE_RANGE, "via", plan.SYSTEM.address)
+    for name in namespaces():
+        if not exists(name):  # a file that outlived a start of the machine
+            (NAMESPACES / name).unlink()
+    _make_fabric()
+    _make_host_link()
     for node in plan.NODES:
-        if not exists(node.namespace):
-            _make_node(node)
-    for node in plan.NODES:
-        for other in plan.NODES:
-            if other is not node:
-                _inside(node.namespace, "route", "replace", other.pods, "via", other.address)
-    _routes_of_fabric()
+        _make_node(node)
 
 
 def down() -> None:
-    """Remove every namespace of ours; links and routes go with them."""
+    """Remove every namespace of ours and the host's link; links and routes go with them."""
     for name in namespaces():
         _ip("netns", "del", name)
-    if Path(f"/sys/class/net/{HOST_LINK}").exists():
-        _ip("link", "del", HOST_LINK)
+    # The link goes with the fabric, but a moment later.
+    if _has_link(HOST_LINK):
+        with contextlib.suppress(NetworkError):
+            _ip("link", "del", HOST_LINK)
+
+
+def remove_nodes() -> None:
+    """Remove the namespaces of the nodes with all that an earlier cluster left in them.
+
+    Rules of the packet filter, bridges and links of pods are in there; nothing may run in them.
+    """
+    for node in plan.NODES:
+        if (NAMESPACES / node.namespace).exists():
+            _ip("netns", "del", node.namespace)
 
 
 def namespaces() -> list[str]:
     """Return the names of the network namespaces of ours that exist."""
-    folder = Path("/run/netns")
-    return sorted(path.name for path in folder.glob(f"{plan.PREFIX}-*")) if folder.is_dir() else []
+    return sorted(path.name for path in NAMESPACES.glob(f"{plan.PREFIX}-*"))
 
 
 def exists(namespace: str) -> bool:
     """Return whether a network namespace exists and is mounted."""
-    return os.path.ismount(f"/run/netns/{namespace}")
+    return os.path.ismount(NAMESPACES / namespace)
 
 
 def enter(namespace: str) -> list[str]:
@@ -74,22 +72,49 @@ def enter(namespace: str) -> list[str]:
 
     `ip netns exec` would mount /sys anew and hide the cgroups.
     """
-    return ["nsenter", f"--net=/run/netns/{namespace}"]
+    return ["nsenter", f"--net={NAMESPACES / namespace}"]
+
+
+def _make_fabric() -> None:
+    if not exists(plan.FABRIC):
+        _ip("netns", "add", plan.FABRIC)
+    _inside(plan.FABRIC, "link", "set", "lo", "up")
+    if not _has_link("fabric", namespace=plan.FABRIC):
+        _inside(plan.FABRIC, "link", "add", "fabric", "type", "bridge")
+    _inside(plan.FABRIC, "addr", "replace", f"{plan.SERVICES_ADDRESS}/23", "dev", "fabric")
+    _inside(plan.FABRIC, "link", "set", "fabric", "up")
+    for node in plan.NODES:
+        _inside(plan.FABRIC, "route", "replace", node.pods, "via", node.address)
+
+
+def _make_host_link() -> None:
+    _plug(HOST_LINK, "host")
+    _ip("addr", "replace", f"{plan.HOST_ADDRESS}/23", "dev", HOST_LINK)
+    _ip("link", "set", HOST_LINK, "up")
+    for node in plan.NODES:
+        _ip("route", "replace", node.pods, "via", node.address)
+    _ip("route", "replace", plan.SERVICE_RANGE, "via", plan.SYSTEM.address)
 
 
 def _make_node(node: NodePlan) -> None:
-    _ip("netns", "add", node.namespace)
-    outside = f"{plan.PREFIX}-n{node.number}"
-    _plug("eth0", outside, namespace=node.namespace)
+    if not exists(node.namespace):
+        _ip("netns", "add", node.namespace)
+    _plug("eth0", f"{plan.PREFIX}-n{node.number}", namespace=node.namespace)
+    # Packets of the node itself to a Service need a route before their target is rewritten;
+    # this kernel has no dummy links, so an empty bridge is where the route ends.
+    if not _has_link("sink", namespace=node.namespace):
+        _inside(node.namespace, "link", "add", "sink", "type", "bridge")
     for words in (
         ("link", "set", "lo", "up"),
-        ("addr", "add", f"{node.address}/23", "dev", "eth0"),
+        ("addr", "replace", f"{node.address}/23", "dev", "eth0"),
         ("link", "set", "eth0", "up"),
-        # Packets of the node itself to a Service need a route before their target is rewritten;
-        # this kernel has no dummy links, so an empty bridge is where the route ends.
-        ("link", "add", "sink", "type", "bridge"),
         ("link", "set", "sink", "up"),
-        ("route", "add", plan.SERVICE_RANGE, "dev", "sink", "src", node.address),
+        ("route", "replace", plan.SERVICE_RANGE, "dev", "sink", "src", node.address),
+        *(
+            ("route", "replace", other.pods, "via", other.address)
+            for other in plan.NODES
+            if other is not node
+        ),
     ):
         _inside(node.namespace, *words)
     settings = ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"]
@@ -106,23 +131,21 @@ def _sysctl(namespace: str, name: str, value: str) -> None:
 
 
 def _plug(inside: str, outside: str, *, namespace: str | None = None) -> None:
-    """Make a link pair: `inside` here or in a namespace, `outside` a port of the fabric."""
-    with contextlib.suppress(NetworkError):
-        _inside(plan.FABRIC, "link", "del", outside)
-    where = ["netns", namespace] if namespace else []
-    _inside(plan.FABRIC, "link", "add", outside, "type", "veth", "peer", "name", f"p-{outside}")
-    if namespace:
-        _inside(plan.FABRIC, "link", "set", f"p-{outside}", *where, "name", inside)
-    else:
-        _inside(
-            plan.FABRIC, "link", "set", f"p-{outside}", "netns", str(os.getpid()), "name", inside
-        )
+    """Join a link `inside`, here or in a namespace, to the fabric, where it is named `outside`."""
+    if not _has_link(inside, namespace=namespace):
+        with contextlib.suppress(NetworkError):
+            _inside(plan.FABRIC, "link", "del", outside)
+        peer = f"p-{outside}"
+        _inside(plan.FABRIC, "link", "add", outside, "type", "veth", "peer", "name", peer)
+        where = namespace or str(os.getpid())
+        _inside(plan.FABRIC, "link", "set", peer, "netns", where, "name", inside)
     _inside(plan.FABRIC, "link", "set", outside, "master", "fabric", "up")
 
 
-def _routes_of_fabric() -> None:
-    for node in plan.NODES:
-        _inside(plan.FABRIC, "route", "replace", node.pods, "via", node.address)
+def _has_link(name: str, *, namespace: str | None = None) -> bool:
+    where = ["-n", namespace] if namespace else []
+    words = ["ip", *where, "link", "show", "dev", name]
+    return subprocess.run(words, capture_output=True).returncode == 0
 
 
 def _inside(namespace: str, *words: str) -> None:

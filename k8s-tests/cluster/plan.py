@@ -6,12 +6,15 @@ none of them is anybody's.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.place import cache
 
-PREFIX = "tk"  # of network namespaces, links and cgroups that are ours
+# Of network namespaces, links and cgroups that are ours; another one lets a test of `up` and
+# `down` run a second cluster in a network of its own.
+PREFIX = os.environ.get("TRITON_CLUSTER_PREFIX", "tk")
 FABRIC = f"{PREFIX}-fabric"
 FABRIC_RANGE = "198.18.254.0/23"
 HOST_ADDRESS = "198.18.254.1"
