@@ -121,6 +121,7 @@ DEFINITIONS: dict[str, Schema] = {
     ),
 }
 LIMITS = {
+    "above": ("exclusiveMinimum", int),
     "min": ("minimum", int),
     "max": ("maximum", int),
     "pattern": ("pattern", str),

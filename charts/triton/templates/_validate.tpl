@@ -75,6 +75,16 @@ at once. Fails the render, or gives nothing.
 {{- $faults = append $faults (print "autoscaling.minReplicas (" $scaling.minReplicas ") is larger "
     "than autoscaling.maxReplicas (" $scaling.maxReplicas "): swap them.") -}}
 {{- end -}}
+{{- $custom := $scaling.custom -}}
+{{- if and $scaling.enabled (eq $scaling.signal "custom") (not (and $custom.series $custom.query)) -}}
+{{- $faults = append $faults (print "autoscaling.signal is custom: set autoscaling.custom.query, and "
+    "autoscaling.custom.series for the adapter.") -}}
+{{- end -}}
+{{- if and (eq $scaling.signal "custom") $custom.query (not (and
+    (contains "<<.LabelMatchers>>" $custom.query) (contains "<<.GroupBy>>" $custom.query))) -}}
+{{- $faults = append $faults (print "autoscaling.custom.query must hold <<.LabelMatchers>> and "
+    "<<.GroupBy>>, or it counts the pods of other releases.") -}}
+{{- end -}}
 {{- $faults | toJson -}}
 {{- end -}}
 
