@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from triton_hf.store import EXIT_ACCESS, EXIT_FAILED, EXIT_HUB, EXIT_NOT_FOUND, 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 _Result = TypeVar("_Result")
 
 
@@ -97,13 +99,13 @@ def _with_retries(action: Callable[[], _Result]) -> _Result:
 def _may_pass(error: Exception) -> bool:
     import httpx2
 
-    root = _root_cause(error)
-    status = _status(error) or _status(root)
+    causes = _causes(error)
+    status = _status(causes)
     if status is not None:
         return status == 429 or status >= 500
-    # A file that is shorter than announced is reported as OSError without an errno.
-    short = isinstance(root, OSError) and root.errno is None and "onsistency" in str(root)
-    return short or isinstance(root, httpx2.TransportError)
+    # A file that is shorter than announced is reported as a plain OSError.
+    short = any(isinstance(item, OSError) and "onsistency" in str(item) for item in causes)
+    return short or any(isinstance(item, httpx2.TransportError) for item in causes)
 
 
 def _retry_after(error: Exception) -> float | None:
@@ -114,16 +116,21 @@ def _retry_after(error: Exception) -> float | None:
         return None
 
 
-def _status(error: BaseException | None) -> int | None:
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    return int(status) if status is not None else None
+def _status(causes: Sequence[BaseException]) -> int | None:
+    """HTTP status of the first error of a chain that has one."""
+    for error in causes:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return int(status)
+    return None
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and the ones that it was raised from, the outermost first."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
 
 
 @contextlib.contextmanager
@@ -142,16 +149,16 @@ def _translated(
 ) -> Exception:
     from huggingface_hub import errors
 
-    root = _root_cause(error)
-    kinds = (error, root)
+    causes = _causes(error)
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
     def of(kind: type[Any]) -> bool:
-        return any(isinstance(item, kind) for item in kinds)
+        return any(isinstance(item, kind) for item in causes)
 
-    status = _status(error) or _status(root)
-    if isinstance(root, OSError) and root.errno is not None and status is None:
-        return root  # the disk, not the Hub
+    status = _status(causes)
+    for item in causes:
+        if isinstance(item, OSError) and item.errno in _DISK_ERRORS:
+            return item
     if of(errors.RevisionNotFoundError):
         text = f"{repo_id} has no revision '{revision}'; check 'revision'"
         return StoreError(text, exit_code=EXIT_NOT_FOUND)
@@ -166,11 +173,12 @@ def _translated(
     if of(errors.OfflineModeIsEnabled) or (os.environ.get("HF_HUB_OFFLINE") == "1"):
         text = f"{repo_id} is not on this machine and HF_HUB_OFFLINE=1 forbids to download it"
         return StoreError(text, exit_code=EXIT_NOT_FOUND)
-    detail = str(root).strip().splitlines()[0] if str(root).strip() else type(root).__name__
+    lines = str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__]
+    detail = _plain(lines[0])
     if status is not None or _may_pass(error) or of(errors.LocalEntryNotFoundError):
-        text = f"the Hub at {endpoint} failed {ATTEMPTS} times for {repo_id}: {_plain(detail)}"
+        text = f"the Hub at {endpoint} failed {ATTEMPTS} times for {repo_id}: {detail}"
         return StoreError(text, exit_code=EXIT_HUB)
-    text = f"{repo_id} could not be downloaded: {type(root).__name__}: {_plain(detail)}"
+    text = f"{repo_id} could not be downloaded: {type(causes[-1]).__name__}: {detail}"
     return StoreError(text, exit_code=EXIT_FAILED)
 
 

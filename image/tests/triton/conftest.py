@@ -1,0 +1,93 @@
+"""Real tritonservers for the tests: a simulated one and one with SmolLM2."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from triton_testing import Client
+
+from support.hub.repositories import populate
+from support.hub.server import HubServer, running_hub
+from support.models import REPOSITORY
+from triton_hf.embedded import running_server
+from triton_hf.repository import write_model
+from triton_hf.store import ModelSpec
+
+SHM_BYTES = 256 * 1024 * 1024
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    reason = _missing()
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.triton)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing() -> str | None:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "the embedded Triton is for Linux on x86-64"
+    shm = os.statvfs("/dev/shm")
+    if shm.f_bavail * shm.f_frsize < SHM_BYTES:
+        return "/dev/shm has less than 256 MB free"
+    return None
+
+
+SIMULATED = {
+    "quick": {"ttft_ms": "5", "inter_token_ms": "2", "slots": "8", "max_total_tokens": "4096"},
+    "tight": {"ttft_ms": "5", "inter_token_ms": "20", "slots": "1", "max_queue": "1"},
+}
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server with `quick` (8 slots) and `tight` (1 slot, 1 may wait)."""
+    folder = tmp_path_factory.mktemp("simulated")
+    for name, parameters in SIMULATED.items():
+        write_model(
+            folder / "models",
+            ModelSpec(
+                name=name,
+                engine="simulated",
+                parameters={"max_prompt_tokens": "50", "max_tokens": "8", **parameters},
+            ),
+        )
+    arguments = [f"--model-repository={folder / 'models'}"]
+    with running_server(arguments=arguments, workdir=folder) as server:
+        yield Client(server)
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """The Hub mirror with the open and the gated repository."""
+    root = tmp_path_factory.mktemp("hub")
+    populate(root)
+    with running_hub(root) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def smollm2(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server with the real SmolLM2-135M-Instruct, downloaded from the mirror at load."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    write_model(
+        folder / "models",
+        ModelSpec(
+            name="smollm2",
+            repository=REPOSITORY,
+            parameters={"dtype": "float32", "device": "cpu", "slots": "4"},
+        ),
+    )
+    arguments = [f"--model-repository={folder / 'models'}"]
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
+    with running_server(
+        arguments=arguments, workdir=folder, environment=environment, wait_seconds=400
+    ) as server:
+        yield Client(server)

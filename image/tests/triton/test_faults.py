@@ -1,0 +1,148 @@
+"""What the probes say when a model's process dies, hangs, idles or works."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from triton_testing import Client, eventually
+
+from triton_hf import probe
+from triton_hf.embedded import EmbeddedError, Server, running_server
+from triton_hf.repository import write_model
+from triton_hf.store import ModelSpec
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    write_model(
+        tmp_path / "models",
+        ModelSpec(name="m", engine="simulated", parameters={"slots": "1", "inter_token_ms": "50"}),
+    )
+    arguments = [f"--model-repository={tmp_path / 'models'}"]
+    with running_server(arguments=arguments, workdir=tmp_path) as running:
+        yield running
+
+
+def run_probe(server: Server, kind: str, *, stale: float = 60) -> tuple[int, str]:
+    environment = {
+        "TRITON_HF_HTTP_PORT": str(server.ports.http),
+        "TRITON_HF_RUNTIME_DIR": str(server.runtime),
+        "TRITON_HF_STALE_SECONDS": str(stale),
+    }
+    command = [sys.executable, "-I", "-S", probe.__file__, kind]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return result.returncode, result.stderr
+
+
+def engine_pid(server: Server) -> int:
+    return int(json.loads((server.runtime / "health/m.json").read_text())["pid"])
+
+
+def test_a_stub_that_dies_is_seen_by_every_probe_and_its_streams_end_with_an_error(
+    server: Server,
+) -> None:
+    assert run_probe(server, "startup") == (0, "")
+    stream = Client(server).open_stream("m", user_message="a b", max_tokens=1000)
+    events = stream.events()
+    next(events)
+    pid = engine_pid(server)
+    os.kill(pid, signal.SIGKILL)
+    for kind in ("ready", "live"):
+        status, words = eventually(lambda kind=kind: failing(server, kind))
+        assert (status, f"the process of model 'm' (pid {pid}) has died" in words) == (1, True)
+    assert "stopped while it was answering" in list(events)[-1]["error"]
+    status, answer = Client(server).post("/v2/models/m_stream/generate", {"user_message": "a"})
+    assert (status, "model 'm' is not running" in answer["error"]) == (400, True)
+
+
+def failing(server: Server, kind: str) -> tuple[int, str]:
+    result = run_probe(server, kind)
+    assert result[0] != 0
+    return result
+
+
+def test_a_stub_that_hangs_with_work_queued_fails_liveness(server: Server) -> None:
+    stream = Client(server).open_stream("m", user_message="a b", max_tokens=1000)
+    next(stream.events())
+    pid = engine_pid(server)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: run_probe(server, "live", stale=2)[0] == 1)
+        assert "with work queued" in run_probe(server, "live", stale=2)[1]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: run_probe(server, "live", stale=2)[0] == 0)
+    stream.close()
+
+
+def test_idle_and_busy_models_are_alive(server: Server) -> None:
+    def beaten() -> float:
+        return float(json.loads((server.runtime / "health/m.json").read_text())["monotonic"])
+
+    first = beaten()
+    eventually(lambda: beaten() > first)  # idle, and beating
+    assert run_probe(server, "live", stale=3)[0] == 0
+    with contextlib.closing(Client(server).open_stream("m", user_message="a", max_tokens=1000)):
+        first = beaten()
+        eventually(lambda: beaten() > first)  # busy, and beating
+        assert run_probe(server, "live", stale=3)[0] == 0
+
+
+def test_sigterm_waits_for_the_answer_that_is_being_made(server: Server) -> None:
+    client, answers = Client(server), []
+    thread = threading.Thread(
+        target=lambda: answers.append(
+            client.infer("m", user_message=["a"], parameters={"max_tokens": 20})
+        )
+    )
+    thread.start()
+    eventually(lambda: client.metrics("m")["triton_hf_requests_running"] == 1)
+    server.process.send_signal(signal.SIGTERM)
+    thread.join()
+    assert answers[0][0] == 200
+    assert answers[0][1]["outputs"][0]["data"] == [" ".join(["a"] * 20)]
+    assert server.process.wait(30) == 0
+    assert not list((server.runtime / "health").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"slots": "many"}, "model 'm': parameter 'slots' must be a whole number from 1 to 4096"),
+        ({"slot": "1"}, "model 'm': unknown parameter 'slot'"),
+    ],
+)
+def test_a_bad_parameter_keeps_the_model_from_loading_with_one_sentence(
+    tmp_path: Path, parameters: dict[str, str], words: str
+) -> None:
+    folder = write_model(tmp_path / "models", ModelSpec(name="m", engine="simulated"))
+    config = folder / "config.pbtxt"
+    for name, value in parameters.items():
+        entry = f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}\n'
+        config.write_text(config.read_text() + entry)
+    arguments = [f"--model-repository={tmp_path / 'models'}"]
+    with pytest.raises(EmbeddedError, match="failed to load all models"):  # noqa: SIM117
+        with running_server(arguments=arguments, workdir=tmp_path):
+            pass
+    assert words in (tmp_path / "server.log").read_text()
+
+
+def test_a_model_that_loads_slowly_is_not_ready_and_says_so(tmp_path: Path) -> None:
+    write_model(
+        tmp_path / "models",
+        ModelSpec(name="m", engine="simulated", parameters={"load_seconds": "600"}),
+    )
+    arguments = [f"--model-repository={tmp_path / 'models'}"]
+    with pytest.raises(EmbeddedError, match="was not ready after 4 s"):  # noqa: SIM117
+        with running_server(arguments=arguments, workdir=tmp_path, wait_seconds=4):
+            pass
+    assert "simulated engine: loading for 600 s" in (tmp_path / "server.log").read_text()

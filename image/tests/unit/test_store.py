@@ -1,0 +1,275 @@
+"""The model store, with the real huggingface_hub against the local mirror."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from triton_testing import eventually
+
+from support.hub.server import Faults, HubServer, running_hub
+from triton_hf import store as store_module
+from triton_hf.pbtxt import read_config, string_parameters
+from triton_hf.store import (
+    EXIT_ACCESS,
+    EXIT_DISK,
+    EXIT_HUB,
+    EXIT_NOT_FOUND,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    marker_path,
+    weights_folder,
+)
+
+OPEN, GATED, TOKEN = "org/open", "org/gated", "hf_a_token_that_must_not_be_seen"
+COMMIT, GATED_COMMIT = "a" * 40, "b" * 40
+WEIGHTS_BYTES = 6_000_000
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    root = tmp_path / "hub"
+    for name, commit, token in ((OPEN, COMMIT, None), (GATED, GATED_COMMIT, TOKEN)):
+        files = root / name / "files"
+        files.mkdir(parents=True)
+        (files / "config.json").write_text("{}")
+        (files / "model.safetensors").write_bytes(os.urandom(WEIGHTS_BYTES))
+        (files / "pytorch_model.bin").write_bytes(b"never loaded")
+        (root / name / "revision").write_text(commit)
+        if token:
+            (root / name / "token").write_text(token)
+    with running_hub(root) as server:
+        yield server
+
+
+class Sync:
+    """Runs `triton-hf sync` as the Job does: in a process of its own."""
+
+    def __init__(self, hub: HubServer, folder: Path) -> None:
+        self.hub = hub
+        self.store = folder / "store"
+        self.folder = folder
+        self.termination = folder / "termination-log"
+
+    def start(self, models: dict, generation: str, token: str | None = None) -> subprocess.Popen:
+        spec = self.folder / f"spec-{generation}.json"
+        spec.write_text(json.dumps({"models": models}))
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.folder / "hf"),
+            "HF_HUB_OFFLINE": "0",
+            "TERMINATION_LOG": str(self.termination),
+            "PYTHONPATH": str(Path(store_module.__file__).parents[1]),
+        }
+        environment.pop("HF_TOKEN", None)
+        if token is not None:
+            file = self.folder / "token"
+            file.write_text(f"{token}\n")
+            environment["HF_TOKEN_PATH"] = str(file)
+        command = [sys.executable, "-m", "triton_hf", "sync", "--spec", str(spec)]
+        command += ["--store", str(self.store), "--generation", generation]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, models: dict, generation: str, token: str | None = None) -> tuple[int, str]:
+        process = self.start(models, generation, token)
+        output = process.communicate(timeout=120)[0]
+        assert TOKEN not in output
+        assert "Traceback" not in output
+        return process.returncode, output
+
+    def fails(self, models: dict, exit_code: int, words: str, token: str | None = None) -> None:
+        status, output = self.run(models, "bad", token)
+        assert (status, words in output) == (exit_code, True), output
+        assert words in self.termination.read_text()
+        assert len(self.termination.read_text().strip().splitlines()) == 1
+        assert not marker_path(self.store, "bad").exists()
+        assert not (self.store / "repository" / "bad").exists()
+
+
+@pytest.fixture
+def sync(hub: HubServer, tmp_path: Path) -> Sync:
+    return Sync(hub, tmp_path)
+
+
+OPEN_MODEL = {"m": {"repository": OPEN, "parameters": {"slots": 4.0}}}
+
+
+def test_a_generation_holds_weights_and_repository_and_its_marker(sync: Sync) -> None:
+    models = {**OPEN_MODEL, "s": {"engine": "simulated", "parameters": {"ttft_ms": 5}}}
+    assert sync.run(models, "1")[0] == 0
+    folder = weights_folder(sync.store, OPEN, COMMIT)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    parameters = string_parameters(read_config(sync.store / "repository/1/m/config.pbtxt"))
+    assert parameters == {
+        "engine": "transformers", "repo_id": OPEN, "revision": COMMIT, "slots": "4",
+    }  # fmt: skip
+    assert (sync.store / "repository/1/s/1/model.py").is_file()
+    assert json.loads(marker_path(sync.store, "1").read_text())["models"] == {"m": COMMIT}
+    assert list((sync.store / "incoming").iterdir()) == []
+
+
+def test_what_is_in_the_store_is_not_downloaded_again(sync: Sync) -> None:
+    model = {"m": {"repository": OPEN, "revision": COMMIT}}
+    assert sync.run(model, "1")[0] == 0
+    sync.hub.requests.clear()
+    assert sync.run(model, "2")[0] == 0
+    assert sync.hub.requests == []
+
+
+def test_the_gated_model_comes_with_its_token_only(sync: Sync) -> None:
+    gated = {"g": {"repository": GATED}}
+    sync.fails(gated, EXIT_ACCESS, f"{GATED} is gated and there is no token")
+    sync.fails(gated, EXIT_ACCESS, "the Hub does not accept the token", token="hf_wrong_one_12345")
+    assert sync.run(gated, "1", token=TOKEN)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "exit_code", "words"),
+    [
+        ({"repository": OPEN, "revision": "v9"}, EXIT_NOT_FOUND, "has no revision 'v9'"),
+        ({"repository": OPEN, "revision": "c" * 40}, EXIT_NOT_FOUND, "has no revision 'cccc"),
+        ({"repository": "org/none"}, EXIT_ACCESS, "org/none"),
+        ({"repository": "none"}, EXIT_USAGE, "'repository' must be ORG/NAME"),
+        ({"repository": OPEN, "slots": 3}, EXIT_USAGE, "nothing else"),
+        ({"repository": OPEN, "parameters": {"slots": 0}}, EXIT_USAGE, "'slots' must be"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_sentence_and_nothing_changes(
+    sync: Sync, model: dict, exit_code: int, words: str
+) -> None:
+    assert sync.run(OPEN_MODEL, "1")[0] == 0
+    before = sorted(str(path) for path in (sync.store / "repository").rglob("*"))
+    sync.fails({"x": model}, exit_code, words)
+    assert sorted(str(path) for path in (sync.store / "repository").rglob("*")) == before
+
+
+def test_a_hub_that_fails_for_a_while_is_asked_again(sync: Sync) -> None:
+    sync.hub.faults = Faults(status=429, times=2)
+    assert sync.run(OPEN_MODEL, "1")[0] == 0
+    assert sync.hub.faults.times == 0
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(sync: Sync, monkeypatch) -> None:
+    monkeypatch.setattr(type(sync.hub), "url", "http://127.0.0.1:9")
+    sync.fails(OPEN_MODEL, EXIT_HUB, "the Hub at http://127.0.0.1:9 failed")
+
+
+def test_a_truncated_download_goes_on_where_it_stopped(sync: Sync) -> None:
+    sync.hub.faults = Faults(truncate_after=WEIGHTS_BYTES // 3)
+    assert sync.run(OPEN_MODEL, "1")[0] == 0
+    source = sync.hub.root / OPEN / "files/model.safetensors"
+    published = weights_folder(sync.store, OPEN, COMMIT) / "model.safetensors"
+    assert published.read_bytes() == source.read_bytes()
+    assert any(headers for _, _, headers in sync.hub.requests)
+
+
+def test_a_killed_sync_publishes_nothing_and_the_next_one_resumes(sync: Sync) -> None:
+    sync.hub.faults = Faults(bytes_per_second=1_500_000)
+    process = sync.start(OPEN_MODEL, "1")
+    incoming = sync.store / "incoming"
+    eventually(lambda: incoming.exists() and store_module.folder_bytes(incoming) > 1_000_000)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not marker_path(sync.store, "1").exists()
+    assert not list((sync.store / "weights").glob("*/*"))
+    sync.hub.faults = Faults()
+    sync.hub.requests.clear()
+    assert sync.run(OPEN_MODEL, "1")[0] == 0
+    ranges = [headers for _, path, headers in sync.hub.requests if path.endswith(".safetensors")]
+    assert any(headers for headers in ranges), "the download started from the first byte"
+
+
+def test_two_syncs_at_once_run_one_after_the_other(sync: Sync) -> None:
+    sync.hub.faults = Faults(bytes_per_second=3_000_000)
+    first = sync.start(OPEN_MODEL, "1")
+    second = sync.start(OPEN_MODEL, "2")
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert any("waiting for another sync" in output for output in outputs)
+    assert any("is in the store already" in output for output in outputs)
+    assert marker_path(sync.store, "1").exists()
+    assert marker_path(sync.store, "2").exists()
+
+
+def test_the_current_and_the_previous_generation_are_kept(sync: Sync) -> None:
+    simulated = {"s": {"engine": "simulated"}}
+    assert sync.run(OPEN_MODEL, "1")[0] == 0
+    assert sync.run(simulated, "2")[0] == 0
+    assert weights_folder(sync.store, OPEN, COMMIT).is_dir()
+    assert sync.run(simulated, "3")[0] == 0
+    assert sorted(path.name for path in (sync.store / "repository").iterdir()) == [
+        "2", "2.ready", "3", "3.ready",
+    ]  # fmt: skip
+    assert not weights_folder(sync.store, OPEN, COMMIT).exists()
+
+
+@contextlib.contextmanager
+def small_volume(folder: Path, size: str) -> Iterator[None]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small volume needs root")
+def test_a_full_disk_is_one_sentence_and_what_was_published_stays(sync: Sync) -> None:
+    with small_volume(sync.store, "4m"):
+        assert sync.run({"s": {"engine": "simulated"}}, "1")[0] == 0
+        sync.fails(OPEN_MODEL, EXIT_DISK, "is full (")
+        assert marker_path(sync.store, "1").exists()
+        subprocess.run(["mount", "-o", "remount,size=40m", sync.store], check=True)
+        assert sync.run(OPEN_MODEL, "2")[0] == 0
+
+
+def wait(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "triton_hf", "wait", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(store_module.__file__).parents[1])}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_wait_ends_when_the_marker_appears(tmp_path: Path) -> None:
+    process = wait("--store", str(tmp_path), "--generation", "7", "--timeout", "60")
+    assert process.stderr is not None
+    assert "waiting for generation 7" in process.stderr.readline()
+    marker_path(tmp_path, "7").parent.mkdir()
+    marker_path(tmp_path, "7").touch()
+    assert process.wait(30) == 0
+    process.stderr.close()
+
+
+def test_wait_gives_up_with_one_sentence(tmp_path: Path) -> None:
+    process = wait("--store", str(tmp_path), "--generation", "7", "--timeout", "0.1")
+    output = process.communicate(timeout=30)[1]
+    assert process.returncode == EXIT_TIMEOUT
+    assert "did not get generation 7 within 0.1 s" in output
+
+
+def test_a_server_with_a_store_never_downloads(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_HF_STORE", str(tmp_path))
+    with pytest.raises(store_module.StoreError, match="is not in the store"):
+        store_module.locate_weights(repo_id=OPEN, revision=COMMIT)
+    weights_folder(tmp_path, OPEN, COMMIT).mkdir(parents=True)
+    found = store_module.locate_weights(repo_id=OPEN, revision=COMMIT)
+    assert found == weights_folder(tmp_path, OPEN, COMMIT)
+
+
+def test_progress_is_said_while_a_folder_grows(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(store_module, "PROGRESS_SECONDS", 0.01)
+    (tmp_path / "file").write_bytes(b"x" * 2_000_000)
+    said: list[str] = []
+    progress = store_module.Progress()
+    with progress.watching(tmp_path, "m"):
+        eventually(lambda: bool(said.append(capsys.readouterr().err) or "2 MB" in "".join(said)))
