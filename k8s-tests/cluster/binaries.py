@@ -129,6 +129,7 @@ COMPONENTS: tuple[Component, ...] = (
         programs={"local-path-provisioner": "github.com/rancher/local-path-provisioner"},
     ),
     Component(name="pause", programs={"pause": "."}, disk_gigabytes=0.2),
+    Component(name="device-plugin", programs={"device-plugin": "."}, disk_gigabytes=0.5),
     Component(name="helm", programs={"helm": "helm.sh/helm/v4/cmd/helm"}, disk_gigabytes=3.0),
     Component(
         name="traefik",
@@ -164,6 +165,7 @@ COMPONENTS: tuple[Component, ...] = (
                 "example/prometheus-operator-crd/monitoring.coreos.com_[ps]*.yaml",
             )
         },
+        variables={"github.com/prometheus/common/version.Version": "0.85.0"},
     ),
     Component(name="prometheus-adapter", programs={"prometheus-adapter": "."}),
     Component(
@@ -172,6 +174,7 @@ COMPONENTS: tuple[Component, ...] = (
             name: f"github.com/prometheus/prometheus/cmd/{name}"
             for name in ("prometheus", "promtool")
         },
+        variables={"github.com/prometheus/common/version.Version": "3.16.0"},
         tags=("remove_all_sd", "enable_kubernetes_sd"),
         disk_gigabytes=4.0,
     ),
@@ -185,6 +188,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "kube-router",
         "local-path-provisioner",
         "pause",
+        "device-plugin",
         "helm",
         "traefik",
         "kubeconform",

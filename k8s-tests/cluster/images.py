@@ -229,8 +229,8 @@ def _built(name: str) -> Path:
     return binaries.ensure([name])[name]
 
 
-def _program(name: str) -> Callable[[], Files]:
-    return lambda: {f"/usr/local/bin/{name}": _built(name)}
+def _program(name: str, *, folder: str = "/usr/local/bin") -> Callable[[], Files]:
+    return lambda: {f"{folder}/{name}": _built(name)}
 
 
 def _kubernetes() -> Files:
@@ -351,6 +351,30 @@ ARCHIVES: Mapping[str, Archive] = {
         ),
         _single("local-path-provisioner", _own("local-path-provisioner", "v0.0.30")),
         _single("traefik", _own("traefik", "v3.6.12")),
+        # The operator starts the reloader as /bin/prometheus-config-reloader.
+        Archive(
+            name="prometheus-operator",
+            layers={
+                "operator": _program("prometheus-operator"),
+                "reloader": _program("prometheus-config-reloader", folder="/bin"),
+            },
+            images=(
+                Image(
+                    reference=_own("prometheus-operator", "v0.85.0"),
+                    layers=("operator",),
+                    entrypoint=("/usr/local/bin/prometheus-operator",),
+                    user="65532:65532",
+                ),
+                Image(
+                    reference=_own("prometheus-config-reloader", "v0.85.0"),
+                    layers=("reloader",),
+                    entrypoint=("/bin/prometheus-config-reloader",),
+                    user="65532:65532",
+                ),
+            ),
+        ),
+        _single("prometheus-adapter", _own("prometheus-adapter", "v0.12.0")),
+        _single("prometheus", _own("prometheus", "v3.16.0")),
         Archive(
             name="curl",
             layers={"shell": _shell, "curl": _curl},

@@ -80,7 +80,10 @@ def _make_fabric() -> None:
         _ip("netns", "add", plan.FABRIC)
     _inside(plan.FABRIC, "link", "set", "lo", "up")
     if not _has_link("fabric", namespace=plan.FABRIC):
-        _inside(plan.FABRIC, "link", "add", "fabric", "type", "bridge")
+        # With an address of its own: a bridge otherwise takes that of a link, and another one
+        # when that link goes, which its neighbours learn half a minute later.
+        words = ("name", "fabric", "address", "02:00:c6:12:fe:02", "type", "bridge")
+        _inside(plan.FABRIC, "link", "add", *words)
     _inside(plan.FABRIC, "addr", "replace", f"{plan.SERVICES_ADDRESS}/23", "dev", "fabric")
     _inside(plan.FABRIC, "link", "set", "fabric", "up")
     for node in plan.NODES:

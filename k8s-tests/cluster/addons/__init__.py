@@ -87,6 +87,16 @@ ADDONS: Mapping[str, Addon] = {
             definitions=("gateway-api-crds.yaml",),
             workloads=(("traefik", "deployment/traefik"),),
         ),
+        Addon(
+            name="monitoring",
+            archives=("prometheus-operator", "prometheus", "prometheus-adapter"),
+            definitions=("prometheus-operator-crds.yaml",),
+            workloads=(
+                ("monitoring", "deployment/prometheus-operator"),
+                ("monitoring", "statefulset/prometheus-main"),
+                ("monitoring", "deployment/prometheus-adapter"),
+            ),
+        ),
     )
 }
 CORE = ("coredns", "kube-router", "local-path", "traefik")

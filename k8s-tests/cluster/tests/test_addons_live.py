@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -114,6 +115,19 @@ def answer_at_the_door(host: str) -> str:
     return subprocess.run(words, capture_output=True, text=True).stdout.strip()
 
 
+def gets_hello(kubectl: Kubectl, client: str) -> bool:
+    return ask(kubectl, client, "http://web/") == "hello"
+
+
+def is_refused(kubectl: Kubectl, client: str) -> bool:
+    said = ask(kubectl, client, "http://web/")
+    return "Failed to connect" in said or "timed out" in said
+
+
+def answers_hello(host: str) -> bool:
+    return answer_at_the_door(host) == "hello"
+
+
 def test_what_a_pod_writes_to_a_shared_volume_another_node_reads(kubectl: Kubectl) -> None:
     write = ["sh", "-c", "echo kept > /data/file; exec sleep 3600"]
     kubectl(
@@ -173,18 +187,12 @@ def test_a_network_policy_lets_in_only_whom_it_names(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", "-", apply=[*web("gpu-1"), *others])
     ready(kubectl, "web", "friend", "stranger-near", "stranger-far")
     for client in ("friend", "stranger-near", "stranger-far"):
-        until(lambda name=client: ask(kubectl, name, "http://web/") == "hello", seconds=30)
+        until(partial(gets_hello, kubectl, client), seconds=30)
 
     kubectl("apply", "-f", "-", apply=[policy])
 
     for client in ("stranger-near", "stranger-far"):
-        until(
-            lambda name=client: (
-                "Failed to connect" in ask(kubectl, name, "http://web/")
-                or "timed out" in ask(kubectl, name, "http://web/")
-            ),
-            seconds=30,
-        )
+        until(partial(is_refused, kubectl, client), seconds=30)
     assert ask(kubectl, "friend", "http://web/") == "hello"
 
 
@@ -218,5 +226,47 @@ def test_ingress_and_route_lead_to_a_service(kubectl: Kubectl, namespace: str) -
     ready(kubectl, "web")
 
     for host in (f"in.{namespace}.test", f"route.{namespace}.test"):
-        until(lambda name=host: answer_at_the_door(name) == "hello", seconds=30)
+        until(partial(answers_hello, host), seconds=30)
     assert "404" in answer_at_the_door(f"other.{namespace}.test")
+
+
+def with_metrics(name: str, node: str, page: str) -> dict[str, Any]:
+    """Return a pod whose port `metrics` shows one page of metrics for ever."""
+    write = f"mkdir /tmp/www; printf '{page}' > /tmp/www/metrics"
+    serve = f"{write}; exec busybox httpd -f -p 8002 -h /tmp/www"
+    port = {"name": "metrics", "containerPort": 8002}
+    return pod(name, node, command=["sh", "-c", serve], ports=[port])
+
+
+def test_a_gauge_of_a_pod_becomes_a_metric_that_an_autoscaler_reads(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    """Requests in flight are running and waiting ones, over all models of the pod."""
+    if kubectl("get", "namespace", "monitoring", check=False).returncode:
+        pytest.skip("needs the add-on: python3 -m cluster up --with monitoring")
+    page = (
+        'triton_hf_requests_running{model="a"} 3\\n'
+        'triton_hf_requests_running{model="b"} 1\\n'
+        'triton_hf_requests_waiting{model="a"} 5\\n'
+    )
+    monitor = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": {"name": "busy"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "busy"}},
+            "podMetricsEndpoints": [{"port": "metrics"}],
+            # The server names no content type that Prometheus knows.
+            "fallbackScrapeProtocol": "PrometheusText0.0.4",
+        },
+    }
+    kubectl("apply", "-f", "-", apply=[with_metrics("busy", "gpu-1", page), monitor])
+    ready(kubectl, "busy")
+    api = f"/apis/custom.metrics.k8s.io/v1beta2/namespaces/{namespace}/pods/busy"
+
+    def value() -> str:
+        answer = kubectl("get", "--raw", f"{api}/triton_hf_requests_in_flight").stdout
+        found: str = json.loads(answer)["items"][0]["value"]
+        return found
+
+    assert until(value, seconds=90) == "9"

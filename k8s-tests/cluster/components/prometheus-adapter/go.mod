@@ -3,6 +3,7 @@ module cluster/prometheus-adapter
 go 1.25.0
 
 require (
+	github.com/prometheus/common v0.66.1
 	github.com/spf13/pflag v1.0.10
 	k8s.io/klog/v2 v2.130.1
 	sigs.k8s.io/custom-metrics-apiserver v1.35.0
@@ -48,7 +49,6 @@ require (
 	github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2 // indirect
 	github.com/prometheus/client_golang v1.23.2 // indirect
 	github.com/prometheus/client_model v0.6.2 // indirect
-	github.com/prometheus/common v0.66.1 // indirect
 	github.com/prometheus/procfs v0.17.0 // indirect
 	github.com/spf13/cobra v1.10.0 // indirect
 	github.com/stoewer/go-strcase v1.3.0 // indirect

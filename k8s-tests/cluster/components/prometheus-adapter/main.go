@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/custom-metrics-apiserver/pkg/cmd"
@@ -85,11 +86,22 @@ func (a *adapter) install(ctx context.Context) error {
 		return err
 	}
 	http := &http.Client{Timeout: 20 * time.Second}
-	prometheus := client.NewClient(http, address, nil, "GET")
+	prometheus := patient{client.NewClient(http, address, nil, "GET")}
 	metrics, lister := provider.NewPrometheusProvider(mapper, objects, prometheus, namers, a.interval, a.age)
 	lister.RunUntil(ctx.Done())
 	a.WithCustomMetrics(metrics)
 	return nil
+}
+
+// patient asks without the deadline of the request that it asks for: the
+// client turns one into a negative time-out, which Prometheus refuses. The
+// time-out of its HTTP client holds for all.
+type patient struct {
+	client.Client
+}
+
+func (p patient) Query(ctx context.Context, at model.Time, query client.Selector) (client.QueryResult, error) {
+	return p.Client.Query(context.WithoutCancel(ctx), at, query)
 }
 
 // endOnChange ends the program when the rules are no longer those that it has
