@@ -1,0 +1,115 @@
+{{/* Text of a value of any type, without the exponent that Go gives to large numbers. */}}
+{{- define "locust.scalar" -}}
+{{- if kindIs "float64" . -}}
+{{- if eq (floor .) . }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- else -}}
+{{- . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Environment from a map of name -> text or {valueFrom}. A map, so that no name comes twice. */}}
+{{- define "locust.env" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+{{- if kindIs "map" $value }}
+  {{- toYaml $value | nindent 2 }}
+{{- else }}
+  value: {{ include "locust.scalar" $value | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Where the pods may run: the affinity of the values, else away from GPU nodes. */}}
+{{- define "locust.affinity" -}}
+{{- if .Values.affinity -}}
+{{- toYaml .Values.affinity -}}
+{{- else if .Values.gpuNodes.avoid -}}
+nodeAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    nodeSelectorTerms:
+      - matchExpressions:
+          - key: {{ .Values.gpuNodes.label }}
+            operator: NotIn
+            values: ["true"]
+{{- end -}}
+{{- end -}}
+
+{{/* What both Jobs share: nothing is tried again, because a second try would hide the first. */}}
+{{- define "locust.job" -}}
+backoffLimit: 0
+activeDeadlineSeconds: {{ int .Values.jobs.deadlineSeconds }}
+ttlSecondsAfterFinished: {{ int .Values.jobs.ttlSecondsAfterFinished }}
+{{- end -}}
+
+{{/* What all pods share: identity, rights, place. */}}
+{{- define "locust.pod" -}}
+restartPolicy: Never
+serviceAccountName: {{ include "locust.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with include "locust.affinity" . }}
+affinity:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* What all containers share: image, rights, how their end is told. */}}
+{{- define "locust.container" -}}
+image: {{ include "locust.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- with .Values.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end -}}
+
+{{/* Mounts of all containers. */}}
+{{- define "locust.mounts" -}}
+- name: input
+  mountPath: /etc/triton-load
+  readOnly: true
+- name: tmp
+  mountPath: /tmp
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Volumes of all pods. */}}
+{{- define "locust.volumes" -}}
+- name: input
+  projected:
+    sources:
+      - configMap:
+          name: {{ include "locust.runName" . }}
+      {{- with .Values.data.existingConfigMap }}
+      - configMap:
+          name: {{ . }}
+      {{- end }}
+- name: tmp
+  emptyDir:
+    sizeLimit: 256Mi
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
