@@ -5,7 +5,7 @@
     DIR/repository/G.ready                   marker, written last
 
 Only `sync` writes, one at a time, and everything appears by rename: a server that sees the
-marker sees whole models. Downloads go to DIR/incoming and go on where they stopped.
+marker sees whole models. Downloads go to DIR/incoming; after a kill only files that are not whole are fetched again.
 """
 
 from __future__ import annotations
@@ -241,6 +241,9 @@ def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) 
         progress.say(f"{spec.name}: {repo_id} at {commit[:12]} is in the store already")
         return commit
     incoming = store / "incoming" / f"{repo_id.replace('/', '--')}--{commit}"
+    # What a killed run left of a file has a name of its own: nothing would ever go on with it.
+    for leftover in incoming.rglob("*.incomplete"):
+        leftover.unlink(missing_ok=True)
     progress.say(f"{spec.name}: downloading {repo_id} at {commit[:12]}")
     with progress.watching(incoming, spec.name):
         download_snapshot(repo_id=repo_id, commit=commit, folder=incoming, token=token)
