@@ -5,7 +5,8 @@
     DIR/repository/G.ready                   marker, written last
 
 Only `sync` writes, one at a time, and everything appears by rename: a server that sees the
-marker sees whole models. Downloads go to DIR/incoming; after a kill only files that are not whole are fetched again.
+marker sees whole models. Downloads go to DIR/incoming, and a run after a killed one fetches only
+the files that are not whole.
 """
 
 from __future__ import annotations
