@@ -1,10 +1,6 @@
 {{/* Text of a value of any type, without the exponent that Go gives to large numbers. */}}
 {{- define "locust.scalar" -}}
-{{- if kindIs "float64" . -}}
-{{- if eq (floor .) . }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
-{{- else -}}
-{{- . -}}
-{{- end -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
 {{/* Environment from a map of name -> text or {valueFrom}. A map, so that no name comes twice. */}}
@@ -105,6 +101,16 @@ terminationMessagePolicy: FallbackToLogsOnError
       {{- with .Values.data.existingConfigMap }}
       - configMap:
           name: {{ . }}
+          items:
+            - key: data.json
+              path: data.json
+      {{- end }}
+      {{- with .Values.schema.existingConfigMap }}
+      - configMap:
+          name: {{ . }}
+          items:
+            - key: config.pbtxt
+              path: config.pbtxt
       {{- end }}
 - name: tmp
   emptyDir:

@@ -1,0 +1,70 @@
+{{/* Arguments of the test as a JSON list: master and workers must be told the same. */}}
+{{- define "locust.arguments.test" -}}
+{{- $run := .Values.run -}}
+{{- $words := list
+    (printf "--host=%s" .Values.target.url)
+    (printf "--grpc-host=%s" .Values.target.grpc)
+    (printf "--model=%s" .Values.target.model)
+    (printf "--client=%s" $run.client)
+    (printf "--stop-timeout=%d" (int $run.stopSeconds)) -}}
+{{- with include "locust.dataFile" . }}{{ $words = append $words (printf "--data=%s" .) }}{{ end -}}
+{{- with include "locust.schemaFile" . }}{{ $words = append $words (printf "--schema=%s" .) }}{{ end -}}
+{{- range $name, $value := $run.options -}}
+{{- if kindIs "bool" $value -}}
+{{- if $value }}{{ $words = append $words (printf "--%s" $name) }}{{ end -}}
+{{- else -}}
+{{- $words = append $words (printf "--%s=%s" $name (include "locust.scalar" $value)) -}}
+{{- end -}}
+{{- end -}}
+{{- concat $words .Values.extraArgs | toJson -}}
+{{- end -}}
+
+{{/* Arguments of the master as a JSON list. */}}
+{{- define "locust.arguments.master" -}}
+{{- $run := .Values.run -}}
+{{- $words := list
+    "--master"
+    (printf "--expect-workers=%d" (int .Values.workers.count))
+    (printf "--expect-workers-max-wait=%d" (int .Values.master.waitForWorkersSeconds))
+    (printf "--users=%d" (int $run.users))
+    (printf "--spawn-rate=%s" (include "locust.scalar" $run.spawnRate))
+    (printf "--run-time=%ds" (int $run.durationSeconds))
+    "--objectives=/etc/triton-load/objectives.yaml"
+    "--out=/results/$(POD_NAME)" -}}
+{{- if .Values.webUI.enabled -}}
+{{- $words = concat $words (list "--autostart" (printf "--autoquit=%d" (int .Values.webUI.lingerSeconds))) -}}
+{{- else -}}
+{{- $words = append $words "--headless" -}}
+{{- end -}}
+{{- if .Values.metrics.enabled -}}
+{{- $words = append $words (printf "--exporter-port=%d" (int .Values.metrics.port)) -}}
+{{- end -}}
+{{- concat $words (include "locust.arguments.test" . | fromJsonArray) | toJson -}}
+{{- end -}}
+
+{{/* Arguments of a worker as a JSON list. Its exit status tells of itself only, never of the server. */}}
+{{- define "locust.arguments.worker" -}}
+{{- $words := list
+    "--worker"
+    (printf "--master-host=%s" (include "locust.runName" .))
+    "--exit-code-on-error=0" -}}
+{{- concat $words (include "locust.arguments.test" . | fromJsonArray) | toJson -}}
+{{- end -}}
+
+{{/* Path of the data file in the pods; empty for the image's example. */}}
+{{- define "locust.dataFile" -}}
+{{- if or .Values.data.inline .Values.data.existingConfigMap -}}
+/etc/triton-load/data.json
+{{- else -}}
+{{- .Values.data.file | default "" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Path of the model's config.pbtxt in the pods; empty for what the server says. */}}
+{{- define "locust.schemaFile" -}}
+{{- if or .Values.schema.inline .Values.schema.existingConfigMap -}}
+/etc/triton-load/config.pbtxt
+{{- else -}}
+{{- .Values.schema.file | default "" -}}
+{{- end -}}
+{{- end -}}
