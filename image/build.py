@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Builds the image: docker where an engine answers, else buildah.
+"""Builds an image, server or load test: docker where an engine answers, else buildah.
 
-Where the default base image cannot be pulled, a CPU base is made first: Debian 12 and the Triton
-of the PyPI package nvidia-pytriton, in the layout of NVIDIA's image. What did not change is not
-built again. Standard library only; progress on stderr, the image's name on stdout.
+Where the default base image cannot be pulled, a base is made first: Debian 12, and for the server
+the Triton of the PyPI package nvidia-pytriton in the layout of NVIDIA's image. What did not change
+is not built again. Standard library only; progress on stderr, the image's name on stdout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,8 +30,10 @@ sys.path.insert(0, str(HERE))
 from triton_hf.embedded import TRITON_VERSION, EmbeddedError, cache_root, ensure_wheel, unpack  # noqa: E402
 
 DEFAULT_BASE = "nvcr.io/nvidia/tritonserver:26.07-py3"
+LOAD_BASE = "python:3.11-slim-bookworm"
 INPUTS = ("Dockerfile", "install-packages", "requirements.txt", "requirements-light.txt")
 INPUTS += ("triton-hf", "triton_hf")
+LOAD_INPUTS = ("Dockerfile", "requirements.txt", "locustfile.py", "example", "triton_load")
 LABEL = "io.triton-hf.inputs"
 BASE_PACKAGES = "python3,python3-pip,libpython3.11,ca-certificates"
 BASE_RECIPE = "3"  # raise it when what `make_cpu_base` writes changes
@@ -93,6 +96,49 @@ def output(command: Sequence[str]) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What tells the server's images from that of the load test.
+
+    Attributes:
+        folder: holds the Dockerfile and everything in `inputs`.
+        context: folder that the build may read.
+        inputs: files and folders that decide what the image holds.
+        base: image to build on, unless another is asked for.
+        make_base: makes a base where that one cannot be pulled.
+        stage: stage of the Dockerfile that is built; empty for the last.
+    """
+
+    folder: Path
+    context: Path
+    inputs: tuple[str, ...]
+    base: str
+    make_base: Callable[[Tool], str]
+    stage: str
+
+
+def kind_of(target: str) -> Kind:
+    """Return how `target` is built."""
+    if target == "load":
+        folder = ROOT / "load_testing"
+        return Kind(
+            folder=folder,
+            context=folder,
+            inputs=LOAD_INPUTS,
+            base=LOAD_BASE,
+            make_base=ensure_debian_base,
+            stage="",
+        )
+    return Kind(
+        folder=HERE,
+        context=ROOT,
+        inputs=INPUTS,
+        base=DEFAULT_BASE,
+        make_base=ensure_cpu_base,
+        stage=target,
+    )
+
+
 class Tool:
     """docker or buildah."""
 
@@ -150,15 +196,16 @@ class Tool:
         finally:
             output(["buildah", "rm", container])
 
-    def build(self, *, target: str, image: str, base: str, key: str, options: list[str]) -> None:
-        """Build one target of the Dockerfile."""
+    def build(self, *, kind: Kind, image: str, base: str, key: str, options: list[str]) -> None:
+        """Build an image of one kind."""
         command = [self.name, "build"]
         if self.name == "buildah":
             command += ["--isolation", "chroot", "--layers", "--format", "docker"]
             command += ["--pull-never" if base.startswith("localhost/") else "--pull"]
-        command += ["--file", str(HERE / "Dockerfile"), "--target", target, "--tag", image]
+        command += ["--file", str(kind.folder / "Dockerfile"), "--tag", image]
+        command += ["--target", kind.stage] if kind.stage else []
         command += ["--build-arg", f"BASE_IMAGE={base}", "--label", f"{LABEL}={key}", *options]
-        run([*command, str(ROOT)], what=f"building {image}")
+        run([*command, str(kind.context)], what=f"building {image}")
 
     def push(self, image: str, reference: str, *, plain_http: bool) -> None:
         """Push an image to a registry."""
@@ -173,33 +220,52 @@ class Tool:
 def inputs_key(target: str, base: str, options: Sequence[str]) -> str:
     """Hash of everything that decides what an image holds."""
     digest = hashlib.sha256(f"{target}\0{base}\0{' '.join(options)}\0".encode())
-    for name in INPUTS:
-        top = HERE / name
-        files = sorted(top.rglob("*.py")) if top.is_dir() else [top]
+    kind = kind_of(target)
+    for name in kind.inputs:
+        top = kind.folder / name
+        files = sorted(f for f in top.rglob("*") if f.is_file()) if top.is_dir() else [top]
         for file in files:
-            digest.update(f"{file.relative_to(HERE)}\0".encode() + file.read_bytes())
+            if "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(kind.folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-# The CPU base.
+# The bases that are made here.
 
 
 def ensure_cpu_base(tool: Tool) -> str:
-    """Return the name of the CPU base; make it the first time.
+    """Return the name of the server's CPU base; make it the first time.
 
     Raises:
         BuildError: A tool is missing or a download fails.
     """
-    key = hashlib.sha256(f"{BASE_RECIPE} {BASE_PACKAGES} {TRITON_VERSION}".encode()).hexdigest()[
-        :12
-    ]
-    image = f"localhost/triton-hf-base:{key}"
+    key = hashlib.sha256(f"{BASE_RECIPE} {BASE_PACKAGES} {TRITON_VERSION}".encode()).hexdigest()
+    return ensure_base(tool, f"triton-hf-base:{key[:12]}", make_cpu_base)
+
+
+def ensure_debian_base(tool: Tool) -> str:
+    """Return the name of a base with Debian 12 and its Python; make it the first time.
+
+    Raises:
+        BuildError: A tool is missing or a download fails.
+    """
+    key = hashlib.sha256(f"{BASE_RECIPE} {BASE_PACKAGES}".encode()).hexdigest()
+    return ensure_base(tool, f"triton-load-base:{key[:12]}", make_debian_base)
+
+
+def ensure_base(tool: Tool, name: str, make: Callable[[Path], None]) -> str:
+    """Return the full name of a base image; where it is missing `make` fills its root folder.
+
+    Raises:
+        BuildError: A tool is missing or a download fails.
+    """
+    image, key = f"localhost/{name}", name.rsplit(":", 1)[-1]
     if tool.label(image) == key:
-        say(f"CPU base {image} is there")
+        say(f"base {image} is there")
         return image
     if shutil.which("debootstrap") is None or os.geteuid() != 0:
         raise BuildError(
-            f"{DEFAULT_BASE} cannot be pulled, and making a CPU base needs root and debootstrap: "
+            "the default base image cannot be pulled, and making one needs root and debootstrap: "
             "run 'apt-get install debootstrap' and start again as root",
             exit_code=EXIT_MISSING,
         )
@@ -207,7 +273,7 @@ def ensure_cpu_base(tool: Tool) -> str:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="base-", dir=cache) as folder:
         root = Path(folder) / "root"
-        make_cpu_base(root)
+        make(root)
         with step("making it the base image"):
             tool.import_root(root, image, key)
     return image
@@ -215,9 +281,7 @@ def ensure_cpu_base(tool: Tool) -> str:
 
 def make_cpu_base(root: Path) -> None:
     """Write Debian 12, Python 3.11 and Triton in NVIDIA's layout into a folder."""
-    with step("CPU base: Debian 12 (debootstrap)"):
-        command = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm"]
-        run([*command, str(root), debian_mirror()], what="debootstrap")
+    make_debian_base(root)
     with step(f"CPU base: Triton {TRITON_VERSION}"):
         unpacked = root / "opt/unpacked"
         try:
@@ -231,6 +295,13 @@ def make_cpu_base(root: Path) -> None:
         loader = root / "etc/ld.so.conf.d/tritonserver.conf"
         loader.write_text("/opt/tritonserver/lib\n", encoding="utf-8")
         run(["chroot", str(root), "ldconfig"], what="ldconfig")
+
+
+def make_debian_base(root: Path) -> None:
+    """Write Debian 12 and Python 3.11 with the user 10001 into a folder."""
+    with step("base: Debian 12 (debootstrap)"):
+        command = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm"]
+        run([*command, str(root), debian_mirror()], what="debootstrap")
     for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man"):
         shutil.rmtree(root / waste, ignore_errors=True)
         (root / waste).mkdir(parents=True, exist_ok=True)
@@ -289,12 +360,13 @@ def build(options: argparse.Namespace) -> str:
     """Build, and push when asked; return the name of the image."""
     tool = Tool()
     say(f"using {tool.name}")
-    base, arguments = options.base_image or DEFAULT_BASE, []
+    kind = kind_of(options.target)
+    base, arguments = options.base_image or kind.base, []
     if options.cpu or not _pullable(tool, base):
         if options.base_image:
             raise BuildError(f"{base} cannot be pulled; check its name and the network")
-        base = ensure_cpu_base(tool)
-        arguments += ["--build-arg", "ACCELERATOR=cpu"]
+        base = kind.make_base(tool)
+        arguments += ["--build-arg", "ACCELERATOR=cpu"] if kind.stage else []
     if options.torch_index:
         arguments += ["--build-arg", f"TORCH_INDEX={options.torch_index}"]
     image = options.tag if ":" in options.tag.rsplit("/", 1)[-1] else f"{options.tag}:latest"
@@ -306,7 +378,7 @@ def build(options: argparse.Namespace) -> str:
         with step(f"building {image} (target {options.target})"):
             secrets = network_options()
             tool.build(
-                target=options.target,
+                kind=kind,
                 image=local,
                 base=base,
                 key=key,
@@ -327,9 +399,9 @@ def _pullable(tool: Tool, base: str) -> bool:
 def main() -> int:
     """Parse the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--target", choices=("light", "full"), default="full")
+    parser.add_argument("--target", choices=("light", "full", "load"), default="full")
     parser.add_argument("--tag", required=True, metavar="NAME[:TAG]")
-    parser.add_argument("--base-image", metavar="REF", help=f"default {DEFAULT_BASE}")
+    parser.add_argument("--base-image", metavar="REF", help=f"default {DEFAULT_BASE}, {LOAD_BASE}")
     parser.add_argument("--cpu", action="store_true", help="make and use the CPU base")
     parser.add_argument("--torch-index", help="package index with CPU builds of torch")
     parser.add_argument("--push", metavar="REF", help="push to this name afterwards")
