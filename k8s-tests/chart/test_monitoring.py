@@ -80,7 +80,7 @@ def test_every_rule_names_its_release() -> None:
     for rule in rules():
         assert re.search(r"\w\{[^}]*=~", rule["expr"]), rule["expr"]
         bare = re.sub(r"by \([^)]*\)|\{[^}]*\}|\[[^]]*\]", "", rule["expr"])
-        named = set(re.findall(r"\b(?:triton_hf|kube|kubelet|nv)_\w+", bare))
+        named = set(re.findall(r"(?<![\w:])(?:triton_hf|kube|kubelet|nv)_\w+", bare))
         with_selector = set(re.findall(r"\b((?:triton_hf|kube|kubelet|nv)_\w+)\{", rule["expr"]))
         assert named == with_selector, rule["expr"]
 
