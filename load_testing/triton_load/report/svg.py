@@ -198,12 +198,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def empty(title: str) -> str:
     """Return the place of a plot that has no data."""
-    return _frame(
-        title,
-        [
-            f'<text class="foot" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no data</text>'
-        ],
-    )
+    place = f'x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle"'
+    return _frame(title, [f'<text class="foot" {place}>no data</text>'])
 
 
 def legend(series: Sequence[Series]) -> str:
