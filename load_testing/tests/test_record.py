@@ -1,0 +1,90 @@
+"""The record of a run survives its file, and its percentiles merge over workers."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from triton_load import record
+from triton_load.errors import LoadTestError
+
+
+def some_record() -> record.Record:
+    latency = record.Distribution(record.LATENCY)
+    for value in (0.1, 0.2, 0.3):
+        latency.add(value)
+    return record.Record(
+        name="run",
+        started=1.5,
+        config={"host": "http://localhost", "users": 2},
+        totals=record.Totals(
+            requests=3,
+            failed=0,
+            unfinished=0,
+            duration=1.0,
+            requests_per_second=3.0,
+            output_tokens_per_second=9.0,
+            goodput=3.0,
+        ),
+        distributions={record.LATENCY: latency},
+        series=(record.Second(at=0, users=2, passed=3, latency={"50": 0.2}),),
+        errors=(record.ErrorClass(name="HTTP 503", count=1, example="busy"),),
+        workers=record.Workers(expected=1, seen=1, lost=0, cpu_percent=3.0, lag_seconds=0.001),
+        objectives=(
+            record.Objective(
+                name="p95 latency", bound="<= 1 s", limit=1.0, measured=None, met=False
+            ),
+        ),
+        verdict=record.Verdict(result="fail", reasons=("why",), exit_code=1),
+    )
+
+
+def test_a_record_is_the_same_after_its_file_and_valid_against_the_published_schema(
+    tmp_path: Path,
+) -> None:
+    written = some_record()
+    file = record.write(written, tmp_path)
+    document = json.loads(file.read_text())
+    jsonschema.validate(document, json.loads(record.SCHEMA_FILE.read_text()))
+    back = record.read(tmp_path)
+    assert back.to_json() == document
+    assert back.distributions[record.LATENCY].quantile(50) == pytest.approx(0.2, rel=1e-3)
+
+
+def test_percentiles_of_merged_workers_are_those_of_all_values() -> None:
+    source = random.Random(7)
+    values = [source.lognormvariate(-2, 1) for _ in range(4000)]
+    merged = record.Distribution(record.LATENCY)
+    for start in range(4):
+        part = record.Distribution(record.LATENCY)
+        for value in values[start::4]:
+            part.add(value)
+        merged.merge(part.encode())
+    assert merged.count == 4000
+    ordered = sorted(values)
+    for percent in (50, 95, 99):
+        assert merged.quantile(percent) == pytest.approx(ordered[40 * percent - 1], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot read"),
+        ("{", "is not JSON"),
+        ("[]", "not the record"),
+        ('{"version": 2}', "version 2"),
+        ('{"version": 1}', "not the record"),
+    ],
+)
+def test_a_file_that_is_no_record_is_one_sentence(
+    tmp_path: Path, text: str | None, words: str
+) -> None:
+    file = tmp_path / "run.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(LoadTestError, match=words):
+        record.read(file)
