@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -94,7 +95,8 @@ every_run = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 
 
 def drawings(text: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.S)]
+    found = re.findall(r"<svg.*?</svg>", text, re.S)
+    return [ElementTree.fromstring(drawing) for drawing in found]  # noqa: S314
 
 
 @every_run
@@ -231,6 +233,6 @@ def test_bins_keep_every_count() -> None:
     bins = rebin(pairs)
     assert len(bins) <= 50
     assert sum(count for _, _, count in bins) == sum(count for _, count in pairs)
-    assert all(math.isclose(a[1], b[0]) for a, b in zip(bins, bins[1:], strict=False))
+    assert all(math.isclose(a[1], b[0]) for a, b in itertools.pairwise(bins))
     assert bins[0][0] <= pairs[0][0]
     assert pairs[-1][0] <= bins[-1][1]

@@ -21,7 +21,7 @@ def render(view: View) -> str:
         _time_plots(view),
         _distributions(view),
         _errors(view),
-        _workers(view),
+        _generator(view),
         _facts(view),
     ]
     return (
@@ -137,12 +137,10 @@ def _errors(view: View) -> str:
     return _section("Errors", _table(("class", "requests", "example"), rows))
 
 
-def _workers(view: View) -> str:
-    if not view.workers:
+def _generator(view: View) -> str:
+    if not view.generator:
         return ""
-    rows = [(w.name, w.state, f"{w.requests:,}", w.cpu, w.lag) for w in view.workers]
-    heads = ("worker", "state", "requests", "largest CPU", "largest schedule lag")
-    return _section("Generator", _table(heads, rows))
+    return _section("Generator", _table((), list(view.generator.items())))
 
 
 def _facts(view: View) -> str:

@@ -42,7 +42,8 @@ svg path.d { stroke: var(--d); } svg circle { r: 1.8px; }
 svg rect.a, svg circle.a { fill: var(--a); } svg circle.b { fill: var(--b); }
 svg circle.c { fill: var(--c); } svg circle.d { fill: var(--d); }
 svg path.limit { stroke: var(--limit); stroke-dasharray: 6 4; stroke-width: 1.5; }
-svg text.limit { fill: var(--limit); }
+svg text.limit { fill: var(--limit); paint-order: stroke; stroke: var(--paper);
+  stroke-width: 4px; }
 svg path.mark { stroke: var(--mark); stroke-dasharray: 2 3; } svg text.mark { fill: var(--mark); }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }

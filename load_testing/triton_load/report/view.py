@@ -7,7 +7,7 @@ the record of a run.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
@@ -46,7 +46,7 @@ class OverTime:
     """
 
     seconds: Sequence[float]
-    values: dict[str, Sequence[float | None]]
+    values: Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +69,6 @@ class ErrorClass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerRow:
-    """What one generator did."""
-
-    name: str
-    state: str
-    requests: int
-    cpu: str
-    lag: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything in a report.
 
@@ -94,7 +83,8 @@ class View:
             `errors`.
         objectives: in the order in which they were written.
         errors: most frequent first.
-        workers: one row each.
+        generator: how the processes that made the load fared, label -> text.
+        limits: an objective to draw, by the name of a distribution or plot: words, milliseconds.
     """
 
     title: str
@@ -106,7 +96,7 @@ class View:
     times: dict[str, OverTime]
     objectives: Sequence[Objective] = ()
     errors: Sequence[ErrorClass] = ()
-    workers: Sequence[WorkerRow] = ()
+    generator: dict[str, str] = field(default_factory=dict)
     limits: dict[str, tuple[str, float]] = field(default_factory=dict)
 
 
