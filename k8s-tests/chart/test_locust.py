@@ -57,9 +57,14 @@ def pod_labels(manifest: Manifest) -> list[dict[str, str]]:
     return [pod["metadata"]["labels"] for _, pod in manifest.pods()]
 
 
+def own_services(manifest: Manifest) -> list[Object]:
+    """Return all Services but the one that counts the server's pods."""
+    return [o for o in manifest.all("Service") if o["spec"].get("clusterIP") != "None"]
+
+
 def selectors(manifest: Manifest) -> list[dict[str, str]]:
-    """Return every selector by which an object of the release finds pods."""
-    found = [o["spec"]["selector"] for o in manifest.all("Service")]
+    """Return every selector by which an object of the release finds its own pods."""
+    found = [o["spec"]["selector"] for o in own_services(manifest)]
     found += [o["spec"]["selector"]["matchLabels"] for o in manifest.all("PodMonitor")]
     for policy in manifest.all("NetworkPolicy"):
         found.append(policy["spec"]["podSelector"]["matchLabels"])
@@ -167,7 +172,8 @@ def test_two_runs_share_no_job_no_service_and_no_pod(
 
 def test_workers_call_the_service_of_their_own_run() -> None:
     manifest = locust({"run": {"name": "nightly"}})
-    name = manifest.one("Service")["metadata"]["name"]
+    (service,) = own_services(manifest)
+    name = service["metadata"]["name"]
     assert name == "rel-locust-nightly-1"
     assert f"--master-host={name}" in container(manifest, "worker")["args"]
 
@@ -351,7 +357,7 @@ def test_an_empty_list_of_peers_closes_and_never_opens() -> None:
 
 def test_the_page_is_closed_unless_asked_for() -> None:
     assert locust().all("Ingress") == []
-    assert [s["metadata"]["name"] for s in locust().all("Service")] == ["rel-locust-run-1"]
+    assert [s["metadata"]["name"] for s in own_services(locust())] == ["rel-locust-run-1"]
     manifest = locust({"webUI": {"enabled": True, "ingress": {"enabled": True}}})
     backend = manifest.one("Ingress")["spec"]["rules"][0]["http"]["paths"][0]["backend"]
     assert manifest.one("Service", backend["service"]["name"])["spec"]["ports"][0]["name"] == "web"
@@ -361,7 +367,7 @@ def test_the_page_is_closed_unless_asked_for() -> None:
 def test_named_ports_are_ports_of_the_master(file: Path | None) -> None:
     manifest = locust(file=file)
     ports = {port["name"] for port in container(manifest, "master")["ports"]}
-    used = {p["targetPort"] for s in manifest.all("Service") for p in s["spec"]["ports"]}
+    used = {p["targetPort"] for s in own_services(manifest) for p in s["spec"]["ports"]}
     for policy in manifest.all("NetworkPolicy"):
         for _, mapping in mappings(policy["spec"].get("ingress", [])):
             used |= {port["port"] for port in mapping.get("ports", [])}
@@ -369,6 +375,18 @@ def test_named_ports_are_ports_of_the_master(file: Path | None) -> None:
         used |= {end["port"] for end in monitor["spec"]["podMetricsEndpoints"]}
     assert used
     assert used <= ports
+
+
+def test_the_servers_are_counted_by_a_service_that_selects_their_ready_pods() -> None:
+    manifest = locust()
+    service = manifest.one("Service", "rel-locust-run-1-servers")["spec"]
+    assert service["clusterIP"] == "None"
+    assert "publishNotReadyAddresses" not in service
+    server = render(chart=SERVER, release="triton").one("Deployment")["spec"]["template"]
+    assert service["selector"].items() <= server["metadata"]["labels"].items()
+    assert "--replicas-host=rel-locust-run-1-servers" in container(manifest, "master")["args"]
+    none = locust({"target": {"podLabels": None}})
+    assert "replicas" not in none.text
 
 
 def test_the_image_is_pinned() -> None:

@@ -157,8 +157,8 @@ def render(before: Record, after: Record, lines: Sequence[Line]) -> str:
         rows.append("nothing to compare: one of the runs has too few answers")
     rows += [
         "",
-        "Intervals: rates by bootstrap over blocks of neighbouring seconds; percentiles by",
-        "bootstrap of the merged histograms, as if requests were independent.",
+        "Intervals: rates by bootstrap over blocks of neighbouring seconds; percentiles",
+        "by bootstrap of the merged histograms, as if requests were independent.",
     ]
     for text in warnings(before, after):
         flat = " ".join(f"- {text}".split())

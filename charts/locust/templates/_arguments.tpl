@@ -36,6 +36,9 @@
 {{- else -}}
 {{- $words = append $words "--headless" -}}
 {{- end -}}
+{{- if .Values.target.podLabels -}}
+{{- $words = append $words (printf "--replicas-host=%s" (include "locust.replicasName" .)) -}}
+{{- end -}}
 {{- if .Values.metrics.enabled -}}
 {{- $words = append $words (printf "--exporter-port=%d" (int .Values.metrics.port)) -}}
 {{- end -}}

@@ -74,3 +74,8 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- define "locust.claimName" -}}
 {{- .Values.results.existingClaim | default (printf "%s-results" (include "locust.fullname" .)) -}}
 {{- end -}}
+
+{{/* Name of the Service whose addresses are the server's ready pods. */}}
+{{- define "locust.replicasName" -}}
+{{- printf "%s-servers" (include "locust.runName" .) -}}
+{{- end -}}

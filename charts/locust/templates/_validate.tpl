@@ -40,7 +40,8 @@ at once. Fails the render, or gives nothing.
 {{- $own := dict "host" "target.url" "grpc-host" "target.grpc" "model" "target.model"
     "client" "run.client" "users" "run.users" "spawn-rate" "run.spawnRate" "run-time" "run.durationSeconds"
     "stop-timeout" "run.stopSeconds" "data" "data" "schema" "schema" "objectives" "objectives"
-    "expect-workers" "workers.count" "out" "results" "exporter-port" "metrics.port" -}}
+    "expect-workers" "workers.count" "out" "results" "exporter-port" "metrics.port"
+    "replicas-host" "target.podLabels" -}}
 {{- range $name, $_ := .Values.run.options -}}
 {{- with get $own $name -}}
 {{- $faults = append $faults (print "run.options." $name " is set by the chart: set " . " instead.") -}}

@@ -3,9 +3,10 @@
 - A rate (requests/s, tokens/s) comes from seconds that depend on each other: a busy second follows
   a busy one. Whole blocks of neighbouring seconds are drawn (circular block bootstrap, Politis and
   Romano 1992), which keeps that dependence inside a block of n^(1/3) seconds, at least 5.
-- A percentile comes from a merged histogram, which has no order in time. Counts are drawn anew from
-  it (multinomial), as if requests were independent; where they are not, the interval is too narrow,
-  so that `compare` says which method made each line.
+- A percentile comes from a merged histogram, which has no order in time. All n values are drawn
+  anew from it, as if requests were independent. The k-th smallest of them is then the histogram's
+  value at a rank that is Beta(k, n - k + 1) distributed, so that the rank alone is drawn. Where
+  requests are not independent the interval is too narrow: `compare` names the method of each line.
 
 The seed is fixed: the same two runs always give the same intervals.
 """
@@ -59,7 +60,7 @@ def mean_draws(values: Sequence[float], *, seed: int = SEED) -> Floats:
 def percentile_draws(
     pairs: Sequence[tuple[float, float]], percent: float, *, seed: int = SEED
 ) -> Floats:
-    """Return a percentile of as many histograms, each drawn anew from this one.
+    """Return a percentile of many samples, each drawn anew from this histogram.
 
     Args:
         pairs: ascending values with their counts; at least one count above 0.
@@ -67,12 +68,11 @@ def percentile_draws(
         seed: of the random numbers.
     """
     values = np.asarray([value for value, _ in pairs], dtype=np.float64)
-    counts = np.asarray([count for _, count in pairs], dtype=np.float64)
-    total = int(counts.sum())
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(total, counts / counts.sum(), size=DRAWS)
-    reached = np.cumsum(drawn, axis=1)
-    places = (reached < total * percent / 100 - 1e-9).sum(axis=1)
+    reached = np.cumsum([count for _, count in pairs], dtype=np.float64)
+    total = int(reached[-1])
+    rank = min(total, max(1, math.ceil(total * percent / 100 - 1e-9)))
+    drawn = np.random.default_rng(seed).beta(rank, total - rank + 1, size=DRAWS)
+    places = np.searchsorted(reached, drawn * total)
     return np.asarray(values[np.minimum(places, len(values) - 1)], dtype=np.float64)
 
 
