@@ -7,7 +7,7 @@ import json
 import sys
 
 from cluster import binaries, lifecycle, network, node, preflight, services
-from cluster.addons import AddonError
+from cluster.addons import EXTRAS, AddonError
 
 FAILURES = (
     lifecycle.ClusterError,
@@ -21,12 +21,20 @@ FAILURES = (
 
 
 def main() -> int:
-    """Run one command; 0 when it did what it says, 1 when it failed, 2 when something is missing."""
+    """Run one command; 0 when it did what it says, 1 when it failed, 2 when a part is missing."""
     parser = argparse.ArgumentParser(prog="python3 -m cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="bring the cluster up; go on where a killed run stopped")
     up.add_argument("--hpa-sync", default="15s", help="how often the autoscaler looks")
     up.add_argument("--node-grace", default="20s", help="how long a silent node stays ready")
+    up.add_argument(
+        "--with",
+        dest="extras",
+        action="append",
+        default=[],
+        choices=EXTRAS,
+        help="an add-on more; repeat it for several; what is there already stays",
+    )
     verbs.add_parser("down", help="remove the cluster; images and programs stay cached")
     verbs.add_parser("reset", help="down, and remove the images of nodes and registry")
     verbs.add_parser("hub", help="start the mirror of the Hub beside the nodes")
@@ -48,7 +56,11 @@ def run(options: argparse.Namespace) -> int:
     """Do what one verb says; return the exit code."""
     match options.verb:
         case "up":
-            lifecycle.up(hpa_sync=options.hpa_sync, node_grace=options.node_grace)
+            lifecycle.up(
+                hpa_sync=options.hpa_sync,
+                node_grace=options.node_grace,
+                extras=tuple(dict.fromkeys(options.extras)),
+            )
         case "down" | "reset":
             lifecycle.down(everything=options.verb == "reset")
         case "hub":

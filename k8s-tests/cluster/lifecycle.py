@@ -11,14 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cluster import addons, binaries, images, kubeadm, network, node, plan, preflight, services
-from cluster.node import Node, NodeError
+from cluster.node import Node
 
 SILENCE = 8.0
 NODES = tuple(Node(each) for each in plan.NODES)
@@ -27,6 +27,12 @@ SYSTEM = NODES[0]
 
 class ClusterError(Exception):
     """The cluster cannot be brought up or down; the text says why and what to do."""
+
+
+class UnfitError(ClusterError):
+    """This machine lacks something; nothing was changed."""
+
+    exit_code = 2
 
 
 @contextmanager
@@ -58,27 +64,36 @@ def alone() -> Iterator[None]:
         yield
 
 
-def up(*, hpa_sync: str = "15s", node_grace: str = "20s") -> None:
+def up(*, hpa_sync: str = "15s", node_grace: str = "20s", extras: Sequence[str] = ()) -> None:
     """Bring the cluster up; when it is up, look and change nothing.
 
+    Args:
+        hpa_sync: time between two looks of the autoscaler.
+        node_grace: time after which a silent node is no longer ready.
+        extras: add-ons beside those that every cluster has; what is there already stays.
+
     Raises:
-        ClusterError: when something is missing or does not start.
+        UnfitError: when something is missing; nothing was changed.
+        ClusterError: when something does not start.
     """
-    if found := preflight.faults():
-        raise ClusterError("; ".join(found))
+    names = (*addons.CORE, *extras)
+    groups = ("core", *extras)
+    if found := preflight.faults(groups):
+        raise UnfitError("; ".join(found))
     with alone():
         with step("packages"):
             preflight.install_packages()
-        binaries.ensure(["core"])
+        binaries.ensure(groups)
         with step("images of the cluster"):
-            archives = images.archives([*images.CONTROL_PLANE, *addons.archives()])
+            archives = images.archives([*images.CONTROL_PLANE, *addons.archives(names)])
         with step("network, registry and Hub mirror"):
             network.up()
             services.start_registry()
         if not healthy():
             _make(archives, hpa_sync=hpa_sync, node_grace=node_grace)
         with step("add-ons"):
-            _addons()
+            SYSTEM.import_images(archives[name] for name in addons.archives(names))
+            _addons(names)
 
 
 def healthy() -> bool:
@@ -187,8 +202,7 @@ def _make(archives: dict[str, Path], *, hpa_sync: str, node_grace: str) -> None:
     with step("kubeadm join"), ThreadPoolExecutor() as pool:
         list(pool.map(lambda n: _kubeadm(n, "join", kubeadm.join_config(n.plan)), NODES[1:]))
     with step("waiting for the nodes"):
-        _wait_until(lambda: len(ready_nodes()) == len(NODES), "the nodes are not ready", 90)
-        _advertise_gpus()
+        _wait_until(_all_ready, "the nodes are not ready or show no GPUs", 90)
 
 
 def _kubeadm(each: Node, verb: str, config: str) -> None:
@@ -198,15 +212,17 @@ def _kubeadm(each: Node, verb: str, config: str) -> None:
     each.run([str(binaries.path("kubeadm")), verb, f"--config={file}", *skip], timeout=240)
 
 
-def _advertise_gpus() -> None:
-    patch = {"status": {"capacity": {"nvidia.com/gpu": str(plan.GPUS_PER_NODE)}}}
-    for each in NODES:
-        if each.plan.gpu:
-            words = ("--subresource=status", "--type=merge", "-p", json.dumps(patch))
-            kubectl("patch", "node", each.name, *words)
+def _all_ready() -> bool:
+    """Return whether every node is ready, and the kubelets of GPU nodes count their GPUs."""
+    found = {each["metadata"]["name"]: each["status"]["allocatable"] for each in ready_nodes()}
+    return all(
+        each.name in found
+        and int(found[each.name].get(plan.GPU_RESOURCE, 0)) == each.plan.gpu * plan.GPUS_PER_NODE
+        for each in NODES
+    )
 
 
-def _addons() -> None:
+def _addons(names: Sequence[str]) -> None:
     values = addons.Values(
         system_address=plan.SYSTEM.address,
         service_range=plan.SERVICE_RANGE,
@@ -215,8 +231,8 @@ def _addons() -> None:
             "registry.local": plan.SERVICES_ADDRESS,
         },
     )
-    addons.apply(kubectl_words(), values)
-    addons.wait(kubectl_words())
+    addons.apply(kubectl_words(), values, names)
+    addons.wait(kubectl_words(), names)
 
 
 def _wait_until(check: Any, text: str, seconds: float) -> None:

@@ -63,6 +63,8 @@ class Node:
     def start(self) -> None:
         """Start the node: its namespaces, containerd, and the kubelet once kubeadm configured it.
 
+        A GPU node's device plugin follows the kubelet.
+
         Raises:
             NodeError: when containerd does not answer within 30 s.
         """
@@ -135,6 +137,13 @@ class Node:
             raise NodeError(f"{self.name}: {' '.join(words[:4])} failed: {said}")
         return done.stdout
 
+    def device_plugin(self) -> list[str]:
+        """Return the words that start the plugin which advertises GPUs; none on other nodes."""
+        if not self.plan.gpu:
+            return []
+        program = str(binaries.path("device-plugin"))
+        return [program, f"-resource={plan.GPU_RESOURCE}", f"-count={plan.GPUS_PER_NODE}"]
+
     def import_images(self, archives: Iterable[Path]) -> None:
         """Bring image archives to the node; those that it has already cost nothing."""
         file = self.plan.folder / "containerd" / "imported.json"
@@ -203,6 +212,7 @@ class Node:
             "folder": str(folder),
             "binds": binds,
             "kubelet": str(binaries.path("kubelet")),
+            "device_plugin": self.device_plugin(),
         }
         self._settings().write_text(json.dumps(settings, indent=2))
 

@@ -1,4 +1,4 @@
-"""Process 1 of a node: private mounts, a host name, containerd, and the kubelet in a loop.
+"""Process 1 of a node: private mounts, a host name, and its daemons, each in a loop.
 
 Runs alone inside the node's namespaces with standard library and nothing else; its one argument
 is a JSON file with what the node is (see `node.Node.start`). Ends with the node.
@@ -20,12 +20,13 @@ from types import FrameType
 
 KUBELET_CONFIG = Path("/var/lib/kubelet/config.yaml")
 KUBELET_FLAGS = Path("/var/lib/kubelet/kubeadm-flags.env")
+PLUGINS = Path("/var/lib/kubelet/device-plugins")  # made by the kubelet; plugins register here
 KUBECONFIGS = ("/etc/kubernetes/kubelet.conf", "/etc/kubernetes/bootstrap-kubelet.conf")
 RESTART_SECONDS = 1.0
 
 
 def main() -> int:
-    """Set the node up and keep its two daemons running until it is stopped."""
+    """Set the node up and keep its daemons running until it is stopped."""
     settings = json.loads(Path(sys.argv[1]).read_text())
     mount(settings)
     socket.sethostname(settings["name"])
@@ -52,7 +53,7 @@ def mount(settings: dict[str, object]) -> None:
 
 
 class Daemons:
-    """containerd and the kubelet: started, started again when they end, stopped together."""
+    """containerd, kubelet, device plugin: started, started again when they end."""
 
     def __init__(self, settings: dict[str, object]) -> None:
         """Remember the settings; nothing is started yet."""
@@ -68,6 +69,9 @@ class Daemons:
             self._start("containerd", self._containerd())
             if self._kubelet_ready() and not self.held:
                 self._start("kubelet", self._kubelet())
+            if (words := self.settings["device_plugin"]) and PLUGINS.is_dir():
+                assert isinstance(words, list)  # noqa: S101
+                self._start("device-plugin", words)
             self._reap()
             time.sleep(0.2)
         for pid in self.children.values():

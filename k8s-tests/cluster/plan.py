@@ -29,6 +29,7 @@ REGISTRY_PORT = 5000
 HUB_HOST = "hub.local"
 HUB_PORT = 8080
 TOKEN = "tritom.0123456789abcdef"  # noqa: S105 - the bootstrap token of a closed network
+GPU_RESOURCE = "nvidia.com/gpu"
 GPUS_PER_NODE = 4
 SHARED = "/var/local-path-shared"
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import binaries, network, plan
@@ -33,19 +34,22 @@ PACKAGES = {
 }
 
 
-def faults() -> list[str]:
-    """Return one sentence for each thing that is missing and that we cannot install."""
+def faults(groups: Sequence[str] = ("core",)) -> list[str]:
+    """Return one sentence for each thing that is missing and that we cannot install.
+
+    Args:
+        groups: what will be built (see `cluster.binaries`).
+    """
     found = []
     if sys.platform != "linux":
         return ["the embedded cluster needs Linux; set KUBECONFIG to use another cluster"]
     if os.geteuid() != 0:
         found.append("root is needed for namespaces: use sudo, or set KUBECONFIG to a cluster")
-    try:
-        binaries.check_machine([c for c in binaries.select(["core"]) if not binaries.is_built(c)])
-    except binaries.BinariesError as error:
-        found.append(str(error))
-    except ValueError:
-        pass  # everything is built: no compiler is needed
+    if missing := [c for c in binaries.select(groups) if not binaries.is_built(c)]:
+        try:
+            binaries.check_machine(missing)
+        except binaries.BinariesError as error:
+            found.append(str(error))
     free = shutil.disk_usage(_existing(cache())).free / GIGABYTE
     if free < RUN_GIGABYTES and not plan.kubeconfig().exists():
         found.append(
@@ -99,7 +103,8 @@ def _busy_addresses() -> list[str]:
     routes = subprocess.run(["ip", "route"], capture_output=True, text=True).stdout
     taken = [line for line in routes.splitlines() if line.startswith(("198.18.", "198.19."))]
     return [
-        f"the range {plan.WHOLE_RANGE} is in use on this machine ({line.strip()}); remove that route"
+        f"the range {plan.WHOLE_RANGE} is in use on this machine ({line.strip()}): remove that "
+        f"route with `ip route del {line.split()[0]}`, or use a machine without it"
         for line in taken[:1]
     ]
 

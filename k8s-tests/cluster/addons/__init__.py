@@ -100,6 +100,8 @@ ADDONS: Mapping[str, Addon] = {
     )
 }
 CORE = ("coredns", "kube-router", "local-path", "traefik")
+# Brought when asked for; the group of programs (cluster.binaries) has the same name.
+EXTRAS = tuple(name for name in ADDONS if name not in CORE)
 
 
 def archives(names: Iterable[str] = CORE) -> list[str]:

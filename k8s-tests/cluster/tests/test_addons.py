@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from chart.rendering import render
 
 from cluster import addons, binaries, images, schemas
 
@@ -299,3 +300,20 @@ def test_a_missing_debian_package_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     with pytest.raises(images.PackageMissingError, match="apt-get install busybox-static"):
         images.archives(["curl"])
+
+
+@pytest.mark.chart
+@pytest.mark.parametrize("signal", ["inflight", "pending", "queueTime"])
+def test_the_adapter_serves_what_the_autoscaler_of_the_chart_asks_for(signal: str) -> None:
+    """The rule that the chart renders for its user is in the add-on, word for word."""
+    autoscaling = {"enabled": True, "scaler": "hpa", "signal": signal}
+    store = {"accessModes": ["ReadWriteMany"]}
+    rendered = render({"modelStore": store, "autoscaling": autoscaling})
+    own = yaml.safe_load(rendered.one("ConfigMap", "rel-triton-adapter-rule")["data"]["rule.yaml"])
+    found = next(
+        document
+        for document in documents("monitoring")
+        if document["kind"] == "ConfigMap" and document["metadata"]["name"] == "adapter-config"
+    )
+
+    assert own["rules"][0] in yaml.safe_load(found["data"]["config.yaml"])["rules"]

@@ -265,7 +265,7 @@ def test_a_gauge_of_a_pod_becomes_a_metric_that_an_autoscaler_reads(
     api = f"/apis/custom.metrics.k8s.io/v1beta2/namespaces/{namespace}/pods/busy"
 
     def value() -> str:
-        answer = kubectl("get", "--raw", f"{api}/triton_hf_requests_in_flight").stdout
+        answer = kubectl("get", "--raw", f"{api}/triton_requests_inflight").stdout
         found: str = json.loads(answer)["items"][0]["value"]
         return found
 
