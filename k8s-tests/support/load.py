@@ -26,6 +26,7 @@ from typing import Any
 from support import helm, install, place, up
 from support.helm import CommandFailedError, Release
 from support.steps import Board, Step, StepFailedError, run_all
+from support.wait import until
 
 CHART = place.ROOT / "charts" / "locust"
 VALUES = place.ROOT / "k8s-tests" / "load" / "values.yaml"
@@ -206,21 +207,27 @@ def reader_manifest(release: Release, name: str, claim: str, image: str) -> dict
     }
 
 
+def check_running(release: Release, name: str) -> None:
+    """Raise with what a pod waits for, unless it runs."""
+    pod = helm.get(release.place, release.namespace, "pod", name)
+    if pod["status"]["phase"] != "Running":
+        raise AssertionError(f"pod {name}: {install.pod_state(pod)}")
+
+
 @contextmanager
 def reader(release: Release, claim: str, image: str) -> Iterator[str]:
     """Run a pod that can read the claim; give its name.
 
     Raises:
-        NotRunError: when it does not start within two minutes.
+        NotRunError: when it does not start within a minute.
     """
     here, name = release.place, f"{release.name}-reader-{uuid.uuid4().hex[:5]}"
     manifest = json.dumps(reader_manifest(release, name, claim, image))
     helm.run(here, "kubectl", "apply", "-f", "-", stdin=manifest)
     try:
-        ready = ("--for=condition=Ready", f"pod/{name}", "--timeout=120s")
-        helm.run(here, "kubectl", "-n", release.namespace, "wait", *ready)
+        until(lambda: check_running(release, name), seconds=60, every=0.5)
         yield name
-    except CommandFailedError as error:
+    except TimeoutError as error:
         raise NotRunError(f"the volume {claim} cannot be read: {error}") from error
     finally:
         gone = ("delete", "pod", name, "--wait=false", "--ignore-not-found")
@@ -245,13 +252,20 @@ def claim_of(release: Release) -> str:
     return str(found["items"][0]["metadata"]["name"])
 
 
-def fetch(release: Release, *, image: str, folder: str = "", into: Path = RESULTS) -> Path:
+def image_of(release: Release) -> str:
+    """Return the image of the newest run, or the one that this checkout builds."""
+    if job := newest_job(release, "master"):
+        return str(job["spec"]["template"]["spec"]["containers"][0]["image"])
+    return f"{release.place.pull}/{IMAGE}:{place.VERSION}"
+
+
+def fetch(release: Release, *, folder: str = "", into: Path = RESULTS) -> Path:
     """Copy the report of one run, the newest by default, from the volume; return its folder.
 
     Raises:
         NotRunError: when there is no volume or no such report.
     """
-    with reader(release, claim_of(release), image) as pod:
+    with reader(release, claim_of(release), image_of(release)) as pod:
         words = ["kubectl", "-n", release.namespace, "exec", pod, "--"]
         names = helm.run(release.place, *words, "ls", "-t", "/results").split()
         names = [name for name in names if name != "lost+found"]
@@ -273,11 +287,6 @@ def fetch(release: Release, *, image: str, folder: str = "", into: Path = RESULT
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(into, filter="data")
     return into / chosen
-
-
-def load_image(here: place.Place) -> str:
-    """Return the image of the load test as nodes name it."""
-    return f"{here.pull}/{IMAGE}:{place.VERSION}"
 
 
 # The command.
@@ -312,7 +321,7 @@ def run(options: argparse.Namespace, board: Board) -> int:
     board.say("load", f"exit code {ended.exit_code}: {VERDICTS[ended.exit_code]}")
     folder = None
     try:
-        folder = fetch(release, image=load_image(here), folder=ended.folder)
+        folder = fetch(release, folder=ended.folder)
     except NotRunError as error:
         print(f"make load: {error}", file=sys.stderr)
     tell(ended, folder, as_json=options.json)
@@ -351,7 +360,7 @@ def main() -> int:
             return run(options, board)
         here = place.current()
         release = Release(place=here, namespace=options.namespace, name=options.release)
-        print(fetch(release, image=load_image(here), folder=options.run))
+        print(fetch(release, folder=options.run))
         return 0
     except (NotRunError, CommandFailedError, StepFailedError) as error:
         print(f"make load: {error}", file=sys.stderr)
