@@ -56,12 +56,14 @@ class Validity:
         max_lag: Longest 95th percentile of the generator's lateness, seconds.
         interrupted: Whether somebody ended the run early.
         cut: Requests beyond what the generator may have in flight, which never started.
+        grace: Seconds that requests had to end after the last one started; 0 cuts them off.
     """
 
     min_requests: int
     max_lag: float
     interrupted: bool = False
     cut: int = 0
+    grace: float = 0.0
 
 
 def read_goals(file: Path) -> tuple[Goal, ...]:
@@ -191,6 +193,10 @@ def judge(
     ]
     if totals.failed and not any(each.name == "error ratio" for each in objectives):
         reasons.append(f"{totals.failed} of {totals.requests} requests failed")
+    if validity.grace and totals.unfinished:
+        reasons.append(
+            f"{totals.unfinished} requests had no answer {_text(validity.grace)} after the end"
+        )
     if reasons:
         return Verdict(result="fail", reasons=tuple(reasons), exit_code=EXIT_FAIL)
     return Verdict(result="pass", reasons=(), exit_code=EXIT_PASS)

@@ -1,0 +1,483 @@
+"""A load test inside Locust: one session in each process, from its options to the verdict.
+
+Locust starts and stops users, moves reports from workers to the master and writes its CSV. This
+module decides what is sent when, counts it, watches the generator itself, and judges at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gevent
+import psutil
+from gevent.pool import Pool
+from locust.env import Environment
+from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
+from locust.shape import LoadTestShape
+
+from triton_load import arrivals, clients, data, objectives, prompts, record, replicas, report
+from triton_load.errors import LoadTestError
+from triton_load.measure import Measurements, Outcome
+from triton_load.options import EXAMPLE, Options, read
+from triton_load.schema import Model, from_metadata, read_config
+from triton_load.server import Server, check_tcp
+
+_SAMPLE_SECONDS, _LAG_SECONDS, _CPU_SECONDS = 1.0, 0.05, 2.0
+_FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
+_KEY = "triton_load"
+_ACTIVE = (STATE_RUNNING, STATE_SPAWNING)
+
+
+class Session:
+    """What one process knows of the test."""
+
+    def __init__(self, environment: Environment, options: Options) -> None:
+        """Read everything that the options name, and ask the server what it serves.
+
+        Raises:
+            LoadTestError: Something cannot be used; nothing has been sent to a model.
+        """
+        self.environment, self.options = environment, options
+        self.profile = options.profile()
+        self.goals = objectives.read_goals(Path(options.objectives)) if options.objectives else ()
+        self.client = options.client or "infer"
+        self.target = self._target()
+        self.cases = self._cases()
+        if self.client == "stream":
+            for case in self.cases:
+                case.fields()
+        self.measurements = Measurements(objectives.limits(self.goals))
+        self.generators = options.users
+        self.in_flight = 0
+        self.cut = 0
+        self.cpu_percent = 0.0
+        self.grace = float(environment.stop_timeout or 0)
+        self.started = 0.0
+        self.began = 0.0
+        self.finals = 0
+        self.workers_seen, self.workers_lost = 0, 0
+        self.replicas: dict[int, int] = {}
+        self._made = 0
+        self._finished = False
+
+    def _target(self) -> clients.Target:
+        options = self.options
+        server = Server(options.host, headers=options.headers, insecure=options.insecure)
+        model = read_config(Path(options.schema)) if options.schema else None
+        name = options.model or (model.name if model else "")
+        if not name:
+            raise LoadTestError("which model? Give --schema FILE or --model NAME")
+        metadata = server.metadata(name)
+        if model is None:
+            model = from_metadata(name, metadata)
+        stream = f"{name}_stream"
+        if self.client == "stream" and not server.ready(stream):
+            stream = name
+        if self.client == "grpc":
+            check_tcp(options.grpc_host)
+        return clients.Target(
+            host=options.host,
+            grpc=options.grpc_host,
+            model=dataclasses.replace(model, name=name),
+            stream=stream,
+            timeout=options.request_timeout,
+            keep_alive=options.keep_alive,
+            insecure=options.insecure,
+            headers=options.headers,
+        )
+
+    def _cases(self) -> tuple[data.Case, ...]:
+        model, options = self.target.model, self.options
+        if options.prompt_tokens:
+            source = random.Random(options.seed)  # noqa: S311
+            return (prompts.generated(options.prompt_tokens, model=model, source=source),)
+        if not options.data and not model.is_text_model:
+            raise LoadTestError(f"{model.name} is no text model; give what to send with --data")
+        found = data.read_cases(Path(options.data or EXAMPLE), model)
+        return tuple(self._with_parameters(case) for case in found)
+
+    def _with_parameters(self, case: data.Case) -> data.Case:
+        return dataclasses.replace(case, parameters={**case.parameters, **self.options.parameters})
+
+    def source(self) -> random.Random:
+        """A source of randomness of its own for each user, repeatable by --seed."""
+        self._made += 1
+        worker = getattr(self.environment.runner, "worker_index", 0)
+        return random.Random(f"{self.options.seed}/{worker}/{self._made}")  # noqa: S311
+
+    def next_case(self, source: random.Random) -> data.Case:
+        """What to send next."""
+        if not self.options.prompt_tokens:
+            return data.choose(self.cases, source)
+        case = prompts.generated(self.options.prompt_tokens, model=self.target.model, source=source)
+        return self._with_parameters(case)
+
+    def ask(
+        self, client: clients.Client, source: random.Random, *, scheduled: float | None = None
+    ) -> Outcome:
+        """Send one request, count it and tell Locust; never raises for what a server does."""
+        case = self.next_case(source)
+        now = time.perf_counter()
+        outcome = Outcome(case=case.name, scheduled=scheduled or now, started=now)
+        self.measurements.start(now)
+        self.in_flight += 1
+        try:
+            client.send(case, outcome)
+        finally:
+            self.in_flight -= 1
+        self.measurements.finish(outcome)
+        self._tell(outcome)
+        return outcome
+
+    def _tell(self, outcome: Outcome) -> None:
+        failure = None if outcome.error is None else RuntimeError(": ".join(outcome.error))
+        self.environment.events.request.fire(
+            request_type=self.client,
+            name=f"{self.target.model.name} {outcome.case}",
+            response_time=outcome.latency * 1000,
+            response_length=outcome.text_bytes,
+            exception=failure,
+            context={},
+        )
+        self.environment.events.llm_request.fire(outcome=outcome)  # type: ignore[attr-defined]
+
+    def arrive(self, user: Any, client: clients.Client) -> None:
+        """Send requests at the open-loop rate until Locust stops the user; then let them end."""
+        pool, source = Pool(), self.source()
+        plan = arrivals.moments(
+            self.profile,
+            arrival=self.options.arrival,
+            share=1.0 / max(1, self.generators),
+            source=source,
+        )
+        for at in plan:
+            due = self.began + at
+            while (ahead := due - time.perf_counter()) > 0:
+                gevent.sleep(min(ahead, 0.1))
+                if user.is_stopping:
+                    break
+            if user.is_stopping:
+                break
+            if self.in_flight >= self.options.max_in_flight:
+                self.cut += 1
+                continue
+            pool.spawn(self.ask, client, source, scheduled=due)
+        pool.join()
+
+    def config(self) -> dict[str, Any]:
+        """What was asked for, for the record; headers may hold keys and are left out."""
+        hidden = ("headers", "exporter_port", "out", "run_name", "parameters")
+        plain = {
+            field.name: getattr(self.options, field.name)
+            for field in dataclasses.fields(self.options)
+            if field.name not in hidden
+        }
+        return plain | {
+            "model": self.target.model.name,
+            "client": self.client,
+            "users": self.generators,
+            "parameters": dict(self.options.parameters),
+            "cases": [case.name for case in self.cases],
+        }
+
+
+def attach(environment: Environment, options: Options) -> Session:
+    """Put a session into a Locust environment.
+
+    Raises:
+        LoadTestError: The test cannot start.
+    """
+    session = Session(environment, options)
+    runner = environment.runner
+    setattr(environment, _KEY, session)
+    environment.events.test_start.add_listener(lambda **_: _begin(session))
+    if isinstance(runner, WorkerRunner):
+        environment.events.report_to_master.add_listener(
+            lambda data, **_: data.update({_KEY: _report(session)})
+        )
+        environment.events.test_stop.add_listener(lambda **_: _worker_ends(session, runner))
+    else:
+        _lead(session)
+    return session
+
+
+def of(environment: Environment) -> Session:
+    """The session of an environment."""
+    found = getattr(environment, _KEY)
+    assert isinstance(found, Session)  # noqa: S101
+    return found
+
+
+def start(environment: Environment) -> None:
+    """Attach a session for the command line; ends the process with 2 when it cannot start."""
+    parsed = environment.parsed_options
+    assert parsed is not None  # noqa: S101
+    try:
+        attach(environment, read(parsed))
+    except LoadTestError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(objectives.EXIT_INPUT)
+
+
+class _Shape(LoadTestShape):
+    """Users over time in a closed loop, for Locust."""
+
+    def __init__(self, profile: arrivals.Profile, spawn_rate: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._profile, self._spawn_rate = profile, spawn_rate
+
+    def tick(self) -> tuple[int, float] | None:
+        at = self.get_run_time()  # type: ignore[no-untyped-call]
+        if at >= self._profile.duration:
+            return None
+        return max(0, round(self._profile.level(at))), self._spawn_rate
+
+
+def _lead(session: Session) -> None:
+    """What only the master, or the one local process, does."""
+    environment, options = session.environment, session.options
+    runner, parsed = environment.runner, environment.parsed_options
+    assert runner is not None  # noqa: S101
+    assert parsed is not None  # noqa: S101
+    # Workers take over what Locust does not know itself.
+    parsed.generators = options.users
+    parsed.good_limits = session.measurements.limits
+    if options.open_loop:
+        parsed.spawn_rate = max(float(options.users), parsed.spawn_rate or 0.0)
+    elif options.shape != "constant":
+        shape = _Shape(session.profile, parsed.spawn_rate or 100.0)
+        shape.runner = runner
+        environment.shape_class = shape
+    quit_now = runner.quit
+    runner.quit = lambda: _quit(session, quit_now)  # type: ignore[method-assign]
+    environment.events.quitting.add_listener(lambda **_: _finish(session, quit_now))
+    if isinstance(runner, MasterRunner):
+        environment.events.worker_report.add_listener(
+            lambda client_id, data, **_: _take(session, data.get(_KEY))
+        )
+        runner.register_message(_KEY, lambda environment, msg: _take_last(session, msg.data))
+        _wait_for_workers(session, quit_now)
+    if options.exporter_port:
+        from triton_load import exporter
+
+        exporter.serve(session.measurements, port=options.exporter_port)
+
+
+def _begin(session: Session) -> None:
+    parsed = session.environment.parsed_options
+    session.began = time.perf_counter()
+    session.started = time.time()
+    session.generators = getattr(parsed, "generators", session.options.users)
+    limits: Mapping[str, float] = getattr(parsed, "good_limits", None) or {}
+    session.measurements.limits = dict(limits)
+    if not isinstance(session.environment.runner, MasterRunner):
+        for watch in (_watch_load, _watch_lag, _watch_cpu):
+            gevent.spawn(watch, session)
+    else:
+        gevent.spawn(_watch_workers, session)
+    if session.options.replicas_host and not isinstance(session.environment.runner, WorkerRunner):
+        gevent.spawn(_watch_replicas, session)
+
+
+def _running(session: Session) -> bool:
+    return not session._finished
+
+
+def _watch_load(session: Session) -> None:
+    while _running(session):
+        runner = session.environment.runner
+        users = runner.user_count if runner else 0
+        session.measurements.sample(
+            users=users, in_flight=session.in_flight, moment=time.perf_counter()
+        )
+        gevent.sleep(_SAMPLE_SECONDS)
+
+
+def _watch_lag(session: Session) -> None:
+    while _running(session):
+        due = time.perf_counter() + _LAG_SECONDS
+        gevent.sleep(_LAG_SECONDS)
+        session.measurements.lag(max(0.0, time.perf_counter() - due))
+
+
+def _watch_cpu(session: Session) -> None:
+    process, before = psutil.Process(), 0.0
+    process.cpu_percent(None)
+    while _running(session):
+        gevent.sleep(_CPU_SECONDS)
+        now = process.cpu_percent(None)
+        session.cpu_percent = max(session.cpu_percent, min(before, now))
+        before = now
+
+
+def _watch_workers(session: Session) -> None:
+    runner = session.environment.runner
+    assert isinstance(runner, MasterRunner)  # noqa: S101
+    while _running(session):
+        if runner.state in _ACTIVE:
+            session.workers_seen = max(session.workers_seen, runner.worker_count)
+            lost = session.workers_seen - runner.worker_count
+            session.workers_lost = max(session.workers_lost, lost)
+        gevent.sleep(0.5)
+
+
+def _watch_replicas(session: Session) -> None:
+    while _running(session):
+        found = replicas.count(session.options.replicas_host)
+        if found is not None:
+            session.replicas[int(time.time())] = found
+        gevent.sleep(_SAMPLE_SECONDS)
+
+
+def _report(session: Session) -> dict[str, Any]:
+    return {
+        "measurements": session.measurements.drain(),
+        "cpu": session.cpu_percent,
+        "cut": session.cut,
+    }
+
+
+def _take(session: Session, found: Mapping[str, Any] | None) -> None:
+    if found is None:
+        return
+    session.measurements.merge(found["measurements"])
+    session.cpu_percent = max(session.cpu_percent, found["cpu"])
+    session.cut = max(session.cut, found["cut"])
+
+
+def _take_last(session: Session, found: Mapping[str, Any]) -> None:
+    _take(session, found)
+    session.finals += 1
+
+
+def _worker_ends(session: Session, runner: WorkerRunner) -> None:
+    # Locust sleeps for the stop timeout once more before it reads the next message.
+    session.environment.stop_timeout = 0.0
+    runner.send_message(_KEY, _report(session))
+
+
+def _wait_for_workers(session: Session, quit_now: Any) -> None:
+    """Too few workers make the run invalid; Locust itself would end with 1, as for a bad server."""
+    parsed, runner = session.environment.parsed_options, session.environment.runner
+    assert isinstance(runner, MasterRunner)  # noqa: S101
+    assert parsed is not None  # noqa: S101
+    longest, parsed.expect_workers_max_wait = parsed.expect_workers_max_wait, 0
+    if not longest:
+        return
+
+    def watch() -> None:
+        gevent.sleep(longest)
+        if session.began:
+            return
+        session.workers_seen = len(runner.clients.ready)
+        code = _conclude(session)
+        quit_now()
+        sys.stdout.flush()
+        os._exit(code)
+
+    gevent.spawn(watch)
+
+
+def _quit(session: Session, quit_now: Any) -> None:
+    """Let users finish within the stop timeout and workers hand over their counts, then quit."""
+    runner = session.environment.runner
+    assert runner is not None  # noqa: S101
+    if isinstance(runner, MasterRunner) and not session._finished:
+        alive = runner.worker_count
+        runner.stop()
+        end = time.monotonic() + _FINAL_SECONDS
+        while session.finals < alive and time.monotonic() < end:
+            gevent.sleep(0.1)
+    quit_now()
+
+
+def _finish(session: Session, quit_now: Any) -> None:
+    """Judge once, when the process ends."""
+    if session._finished:
+        return
+    runner = session.environment.runner
+    assert runner is not None  # noqa: S101
+    interrupted = runner.state in _ACTIVE
+    if interrupted:
+        quit_now()
+    session.environment.process_exit_code = _conclude(session, interrupted=interrupted)
+
+
+def _conclude(session: Session, *, interrupted: bool = False) -> int:
+    session._finished = True
+    finished = _record(session, interrupted=interrupted)
+    options = session.options
+    if options.out:
+        folder = Path(options.out)
+        record.write(finished, folder)
+        text = report.write(finished, folder)
+        print(f"\n{text}\nreport: {folder}", flush=True)
+    else:
+        print(f"\nverdict: {finished.verdict.result}", *finished.verdict.reasons, sep="\n  ")
+    return finished.verdict.exit_code
+
+
+def _record(session: Session, *, interrupted: bool) -> record.Record:
+    options, counts = session.options, session.measurements
+    totals = counts.totals()
+    master = isinstance(session.environment.runner, MasterRunner)
+    parsed = session.environment.parsed_options
+    workers = record.Workers(
+        expected=parsed.expect_workers if master and parsed else 1,
+        seen=session.workers_seen if master else 1,
+        lost=session.workers_lost,
+        cpu_percent=session.cpu_percent,
+        lag_seconds=counts.distributions[record.LAG].quantile(95),
+    )
+    found = objectives.evaluate(session.goals, totals, counts.distributions)
+    least = [goal.limit for goal in session.goals if goal.name == "min requests"]
+    validity = objectives.Validity(
+        min_requests=int(max(least, default=1)),
+        max_lag=options.max_lag,
+        interrupted=interrupted,
+        cut=session.cut,
+        grace=session.grace,
+    )
+    started = session.started or time.time()
+    return record.Record(
+        name=options.run_name or session.target.model.name,
+        started=started,
+        config=session.config(),
+        totals=totals,
+        distributions={name: d for name, d in counts.distributions.items() if d.count},
+        series=_series(session, started),
+        errors=counts.error_classes(),
+        workers=workers,
+        objectives=found,
+        verdict=objectives.judge(found, totals, workers, validity),
+    )
+
+
+def _series(session: Session, started: float) -> tuple[record.Second, ...]:
+    first = int(started)
+    return tuple(
+        dataclasses.replace(
+            second,
+            offered=_offered(session, second.at),
+            replicas=session.replicas.get(first + second.at),
+        )
+        for second in session.measurements.series(started=started)
+    )
+
+
+def _offered(session: Session, at: int) -> float:
+    if not session.options.open_loop or at >= (session.options.run_time or at + 1):
+        return 0.0
+    return session.profile.level(at + 0.5)
+
+
+def model_of(environment: Environment) -> Model:
+    """The model under test."""
+    return of(environment).target.model
