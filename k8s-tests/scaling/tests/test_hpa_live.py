@@ -1,0 +1,82 @@
+"""The chart's autoscaler on a real cluster: it reads the signal, and pods follow the load."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from scaling import load, release
+
+from support import helm, install, place, wait
+from support.helm import Release
+from support.prometheus import in_cluster
+
+pytestmark = pytest.mark.cluster
+CLIENTS = 3 * release.TARGET
+
+
+def skip_without(here: place.Place, kind: str, name: str, *, addon: str) -> None:
+    """Skip when the cluster lacks an object that comes with an add-on."""
+    try:
+        helm.run(here, "kubectl", "get", kind, name)
+    except helm.CommandFailedError:
+        pytest.skip(f"needs {kind} {name}: python3 -m cluster up --with {addon}")
+
+
+@pytest.fixture(scope="module")
+def scaled(here: place.Place) -> Iterator[Release]:
+    """A release whose HPA has its metric."""
+    skip_without(here, "apiservice", "v1beta2.custom.metrics.k8s.io", addon="monitoring")
+    with release.installed(here, f"hpa-{uuid.uuid4().hex[:5]}") as made:
+        yield made
+
+
+def autoscaler(made: Release) -> dict[str, Any]:
+    """Return the HPA of a release."""
+    (found,) = helm.get(made.place, made.namespace, "hpa")["items"]
+    return dict(found)
+
+
+def wants(made: Release, pods: int) -> None:
+    """Check that the HPA wants so many pods and that so many are ready."""
+    status = autoscaler(made)["status"]
+    assert status["desiredReplicas"] == pods, status
+    (deployment,) = helm.get(made.place, made.namespace, "deployment")["items"]
+    assert deployment["status"].get("readyReplicas", 0) == pods, deployment["status"]
+
+
+def test_kubectl_get_hpa_shows_a_number(scaled: Release) -> None:
+    """An autoscaler without its metric shows <unknown>."""
+    table = helm.run(scaled.place, "kubectl", "-n", scaled.namespace, "get", "hpa", "--no-headers")
+
+    assert f" 0/{release.TARGET} " in table
+
+
+def test_every_series_of_the_release_carries_its_name(scaled: Release) -> None:
+    with in_cluster(scaled.place) as prometheus:
+        ours = f'namespace="{scaled.namespace}"'
+        every = prometheus.query(f"count({{__name__=~'triton_hf_.+|nv_.+',{ours}}})")
+        named = prometheus.query(
+            f"count({{__name__=~'triton_hf_.+|nv_.+',{ours},release='{scaled.name}'}})"
+        )
+
+    assert every[0].last > 0
+    assert named[0].last == every[0].last
+
+
+def test_pods_follow_the_load_up_and_down_and_no_request_fails(scaled: Release) -> None:
+    """Requests in flight, divided by the target, are the pods; rounded up, as the HPA does."""
+    door = install.door(scaled.place, scaled)
+    target = load.infer(door.address, door.port, release.MODEL, host=door.host)
+    wait.until(lambda: wants(scaled, 1), seconds=120)
+
+    with load.Load([target]) as driver:
+        driver.clients(CLIENTS)
+        wait.until(lambda: wants(scaled, math.ceil(CLIENTS / release.TARGET)), seconds=180)
+    wait.until(lambda: wants(scaled, 1), seconds=180)
+
+    assert len(driver.record.outcomes) > CLIENTS
+    assert [outcome.fault for outcome in driver.record.failed] == []
