@@ -217,7 +217,7 @@ def test_the_master_waits_for_as_many_workers_as_the_job_starts() -> None:
 def test_master_and_workers_are_told_the_same_test() -> None:
     manifest = locust(file=EVERYTHING)
     words = ("--host", "--grpc-host", "--model", "--client", "--data", "--schema", "--rate")
-    words += ("--arrival", "--fresh-connections", "--stop-timeout")
+    words += ("--arrival", "--shape", "--peak", "--keep-alive", "--max-tokens", "--stop-timeout")
     told = [
         [word for word in container(manifest, component)["args"] if word.startswith(words)]
         for component in ("master", "worker")
@@ -228,8 +228,10 @@ def test_master_and_workers_are_told_the_same_test() -> None:
 
 def test_options_become_words_of_the_command_line() -> None:
     args = container(locust(file=EVERYTHING), "master")["args"]
-    assert {"--rate=16777216", "--arrival=poisson", "--fresh-connections"} <= set(args)
-    assert not [word for word in args if "quiet" in word]
+    assert {"--rate=2.5", "--peak=16777216", "--max-tokens=64", "--keep-alive"} <= set(args)
+    assert not [word for word in args if "insecure" in word]
+    closed = container(locust(), "master")["args"]
+    assert not [word for word in closed if word.startswith(("--rate", "--peak"))]
 
 
 def test_a_page_makes_a_run_start_and_end_by_itself_all_the_same() -> None:
@@ -275,6 +277,7 @@ def test_inline_text_arrives_as_it_was_written() -> None:
 def test_a_new_report_never_overwrites_an_old_one() -> None:
     found = container(locust(), "master")
     assert "--out=/results/$(POD_NAME)" in found["args"]
+    assert "--csv=/results/$(POD_NAME)/locust" in found["args"]
     (source,) = [e["valueFrom"] for e in found["env"] if e["name"] == "POD_NAME"]
     assert source == {"fieldRef": {"fieldPath": "metadata.name"}}
 

@@ -6,9 +6,13 @@
     (printf "--grpc-host=%s" .Values.target.grpc)
     (printf "--model=%s" .Values.target.model)
     (printf "--client=%s" $run.client)
+    (printf "--arrival=%s" $run.arrival)
+    (printf "--shape=%s" $run.shape)
     (printf "--stop-timeout=%d" (int $run.stopSeconds)) -}}
 {{- with include "locust.dataFile" . }}{{ $words = append $words (printf "--data=%s" .) }}{{ end -}}
 {{- with include "locust.schemaFile" . }}{{ $words = append $words (printf "--schema=%s" .) }}{{ end -}}
+{{- with $run.rate }}{{ $words = append $words (printf "--rate=%s" (include "locust.scalar" .)) }}{{ end -}}
+{{- with $run.peak }}{{ $words = append $words (printf "--peak=%s" (include "locust.scalar" .)) }}{{ end -}}
 {{- range $name, $value := $run.options -}}
 {{- if kindIs "bool" $value -}}
 {{- if $value }}{{ $words = append $words (printf "--%s" $name) }}{{ end -}}
@@ -30,7 +34,10 @@
     (printf "--spawn-rate=%s" (include "locust.scalar" $run.spawnRate))
     (printf "--run-time=%ds" (int $run.durationSeconds))
     "--objectives=/etc/triton-load/objectives.yaml"
-    "--out=/results/$(POD_NAME)" -}}
+    "--out=/results/$(POD_NAME)"
+    (printf "--run-name=%s" (include "locust.runName" .))
+    "--csv=/results/$(POD_NAME)/locust"
+    "--csv-full-history" -}}
 {{- if .Values.webUI.enabled -}}
 {{- $words = concat $words (list "--autostart" (printf "--autoquit=%d" (int .Values.webUI.lingerSeconds))) -}}
 {{- else -}}

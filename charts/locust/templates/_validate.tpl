@@ -38,10 +38,11 @@ at once. Fails the render, or gives nothing.
 {{- define "locust.validate.options" -}}
 {{- $faults := list -}}
 {{- $own := dict "host" "target.url" "grpc-host" "target.grpc" "model" "target.model"
-    "client" "run.client" "users" "run.users" "spawn-rate" "run.spawnRate" "run-time" "run.durationSeconds"
+    "client" "run.client" "rate" "run.rate" "arrival" "run.arrival" "shape" "run.shape"
+    "peak" "run.peak" "users" "run.users" "spawn-rate" "run.spawnRate" "run-time" "run.durationSeconds"
     "stop-timeout" "run.stopSeconds" "data" "data" "schema" "schema" "objectives" "objectives"
-    "expect-workers" "workers.count" "out" "results" "exporter-port" "metrics.port"
-    "replicas-host" "target.podLabels" -}}
+    "expect-workers" "workers.count" "out" "results" "csv" "results"
+    "run-name" "run.name" "exporter-port" "metrics.port" "replicas-host" "target.podLabels" -}}
 {{- range $name, $_ := .Values.run.options -}}
 {{- with get $own $name -}}
 {{- $faults = append $faults (print "run.options." $name " is set by the chart: set " . " instead.") -}}

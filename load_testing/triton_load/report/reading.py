@@ -25,7 +25,6 @@ TIMES = {
     records.INTER_TOKEN: ("Inter-token time", "inter-token time"),
     records.LAG: ("Schedule lag", "lag"),
 }
-SHOWN_CONFIG = ("client", "users", "rate", "arrival", "shape")
 QUANTILES = ("50", "95", "99")
 
 
@@ -56,12 +55,13 @@ def title_of(record: Record) -> str:
     words = [str(config.get("model", record.name)), str(config.get("client", ""))]
     if config.get("rate"):
         words.append(f"{number(float(config['rate']))} requests/s {config.get('arrival', '')}")
-    elif config.get("shape"):
-        words.append(f"shape {config['shape']}")
     elif config.get("users"):
         words.append(f"{config['users']} users")
-    length = clock(len(record.series))
-    return ", ".join(word.strip() for word in words if word) + f", {length}"
+    if config.get("shape", "constant") != "constant":
+        peak = f" to {number(float(config['peak']))}" if config.get("peak") else ""
+        words.append(f"{config['shape']}{peak}")
+    words.append(clock(len(record.series)))
+    return ", ".join(word.strip() for word in words if word)
 
 
 def facts_of(record: Record) -> dict[str, str]:
@@ -98,7 +98,7 @@ def figures_of(record: Record) -> dict[str, str]:
     if totals.output_tokens_per_second:
         figures["output tokens per second"] = number(totals.output_tokens_per_second)
     for name, label in (
-        (records.USER_TOKENS_PER_SECOND, "tokens per second, user"),
+        (records.USER_TOKENS_PER_SECOND, "tokens/s of a user"),
         (records.PROMPT_TOKENS, "prompt tokens"),
         (records.OUTPUT_TOKENS, "output tokens"),
     ):
