@@ -196,6 +196,11 @@ def test_ticks_are_few_and_cover_the_values(low: float, high: float) -> None:
     assert ticks[-1] >= high
 
 
+def test_there_are_no_parts_of_a_replica() -> None:
+    assert svg.nice_ticks(0, 1, whole=True) == [0, 1]
+    assert svg.nice_ticks(0, 7, whole=True) == [0, 2, 4, 6, 8]
+
+
 @pytest.mark.parametrize("seconds", [1, 59, 600, 86_400, 900_000])
 def test_the_axis_of_time_is_readable_at_every_length(seconds: float) -> None:
     ticks = svg.time_ticks(seconds)
@@ -213,7 +218,7 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.8, "0.8 ms"), (134.2, "134 ms"), (1430, "1.43 s"), (90_000, "1.5 min")],
+    [(0.8, "800 µs"), (0, "0 ms"), (134.2, "134 ms"), (1430, "1.43 s"), (90_000, "1.5 min")],
 )
 def test_times_have_the_unit_that_people_use(value: float, text: str) -> None:
     assert svg.milliseconds(value) == text

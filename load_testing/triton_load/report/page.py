@@ -10,6 +10,7 @@ from triton_load.report.style import STYLE
 from triton_load.report.view import PERCENTILES, Distribution, OverTime, View
 
 SHADES = ("a", "b", "c", "d")
+BAD = "c"
 
 
 def render(view: View) -> str:
@@ -93,9 +94,14 @@ def _over_time(
 
 
 def lines_of(data: OverTime, *, step: bool = False) -> list[svg.Series]:
-    """Return the lines of a plot, each with a colour of its own."""
+    """Return the lines of a plot, each with a colour of its own; failures are always red."""
     return [
-        svg.Series(name=name, values=values, shade=SHADES[index % len(SHADES)], step=step)
+        svg.Series(
+            name=name,
+            values=values,
+            shade=BAD if name == "failed" else SHADES[index % len(SHADES)],
+            step=step,
+        )
         for index, (name, values) in enumerate(data.values.items())
     ]
 

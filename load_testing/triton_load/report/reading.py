@@ -91,7 +91,8 @@ def figures_of(record: Record) -> dict[str, str]:
     ratio = totals.failed / totals.requests if totals.requests else 0.0
     figures = {
         "requests": f"{totals.requests:,}",
-        "failed": f"{totals.failed:,} ({100 * ratio:.2g} %)",
+        "failed": f"{totals.failed:,}",
+        "error ratio": f"{100 * ratio:.3g} %",
         "requests per second": number(totals.requests_per_second),
         "goodput per second": number(totals.goodput),
     }

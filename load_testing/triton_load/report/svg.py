@@ -43,11 +43,11 @@ class Mark:
     shade: str = "limit"
 
 
-def nice_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
-    """Return at most `most` + 1 round numbers that cover `low` to `high`."""
+def nice_ticks(low: float, high: float, *, most: int = 5, whole: bool = False) -> list[float]:
+    """Return about `most` round numbers that cover `low` to `high`, on request whole ones."""
     if high <= low:
         high = low + 1.0
-    rough = (high - low) / most
+    rough = max((high - low) / most, 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
@@ -85,7 +85,9 @@ def number(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Return milliseconds as text with three significant digits."""
+    """Return milliseconds as text with three significant digits, in the unit that people use."""
+    if 0 < value < 1:
+        return f"{1000 * value:.3g} µs"
     if value >= 60_000:
         return f"{value / 60_000:.3g} min"
     if value >= 1000:
@@ -116,7 +118,7 @@ def lines(
     top = max(known)
     if limit is not None and limit.value <= 4 * top:
         top = max(top, limit.value * 1.05)
-    ticks = nice_ticks(0, top or 1)
+    ticks = nice_ticks(0, top or 1, whole=all(line.step for line in series))
     end = max(seconds[-1], 1.0)
 
     def x(second: float) -> float:
@@ -225,9 +227,11 @@ def _rule(height: float, text: str) -> str:
 
 
 def _foot(place: float, text: str) -> str:
+    half = 3.5 * len(text)
+    centre = min(place, WIDTH - half)  # the last word must not be cut
     return (
         f'<path class="grid" d="M{place:.1f} {HEIGHT - BOTTOM}v4"/>'
-        f'<text class="foot" x="{place:.1f}" y="{HEIGHT - BOTTOM + 18}" '
+        f'<text class="foot" x="{centre:.1f}" y="{HEIGHT - BOTTOM + 18}" '
         f'text-anchor="middle">{text}</text>'
     )
 
