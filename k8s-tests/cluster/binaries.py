@@ -178,6 +178,24 @@ COMPONENTS: tuple[Component, ...] = (
         tags=("remove_all_sd", "enable_kubernetes_sd"),
         disk_gigabytes=4.0,
     ),
+    Component(
+        name="kube-state-metrics",
+        programs={"kube-state-metrics": "k8s.io/kube-state-metrics/v2"},
+        variables={"github.com/prometheus/common/version.Version": "2.18.0"},
+    ),
+    # Nodes that exist in the API only, for simulations of many.
+    Component(
+        name="kwok",
+        programs={"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
+        # It does what its stages say; these make nodes and pods ready at once.
+        files={
+            "kwok-ready.yaml": ("sigs.k8s.io/kwok", "kustomize/stage/[np]od*/fast/*-*.yaml"),
+            "kwok-heartbeat.yaml": (
+                "sigs.k8s.io/kwok",
+                "kustomize/stage/node/heartbeat-with-lease/node-*.yaml",
+            ),
+        },
+    ),
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -193,7 +211,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "traefik",
         "kubeconform",
     ),
-    "monitoring": ("prometheus-operator", "prometheus-adapter", "prometheus"),
+    "monitoring": (
+        "prometheus-operator",
+        "prometheus-adapter",
+        "prometheus",
+        "kube-state-metrics",
+    ),
 }
 
 

@@ -375,6 +375,7 @@ ARCHIVES: Mapping[str, Archive] = {
         ),
         _single("prometheus-adapter", _own("prometheus-adapter", "v0.12.0")),
         _single("prometheus", _own("prometheus", "v3.16.0")),
+        _single("kube-state-metrics", _own("kube-state-metrics", "v2.18.0")),
         Archive(
             name="curl",
             layers={"shell": _shell, "curl": _curl},

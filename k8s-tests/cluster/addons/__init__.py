@@ -89,12 +89,18 @@ ADDONS: Mapping[str, Addon] = {
         ),
         Addon(
             name="monitoring",
-            archives=("prometheus-operator", "prometheus", "prometheus-adapter"),
+            archives=(
+                "prometheus-operator",
+                "prometheus",
+                "prometheus-adapter",
+                "kube-state-metrics",
+            ),
             definitions=("prometheus-operator-crds.yaml",),
             workloads=(
                 ("monitoring", "deployment/prometheus-operator"),
                 ("monitoring", "statefulset/prometheus-main"),
                 ("monitoring", "deployment/prometheus-adapter"),
+                ("monitoring", "deployment/kube-state-metrics"),
             ),
         ),
     )

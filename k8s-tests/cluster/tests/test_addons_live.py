@@ -270,3 +270,22 @@ def test_a_gauge_of_a_pod_becomes_a_metric_that_an_autoscaler_reads(
         return found
 
     assert until(value, seconds=90) == "9"
+
+
+def test_series_about_an_object_carry_its_labels_not_those_of_the_exporter(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    if kubectl("get", "namespace", "monitoring", check=False).returncode:
+        pytest.skip("needs the add-on: python3 -m cluster up --with monitoring")
+    kubectl("apply", "-f", "-", apply=[pod("watched", "gpu-1", command=["sleep", "600"])])
+    ready(kubectl, "watched")
+    service = "/api/v1/namespaces/monitoring/services/prometheus:9090/proxy"
+    query = f"kube_pod_status_ready%7Bnamespace=%22{namespace}%22,condition=%22true%22%7D"
+
+    def series() -> list[dict[str, Any]]:
+        answer = kubectl("get", "--raw", f"{service}/api/v1/query?query={query}").stdout
+        found: list[dict[str, Any]] = json.loads(answer)["data"]["result"]
+        assert [each["value"][1] for each in found] == ["1"]
+        return found
+
+    assert until(series, seconds=60)[0]["metric"]["pod"] == "watched"
