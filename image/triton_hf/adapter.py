@@ -21,12 +21,13 @@ from triton_hf.engine import Engine, Job
 from triton_hf.errors import EngineError, TritonHFError
 from triton_hf.health import Heartbeat, heartbeat_path
 from triton_hf.metrics import Metrics, TritonPublisher
+from triton_hf.responder import Responder
 from triton_hf.settings import ModelSettings, parse_settings
 from triton_hf.stream_server import StreamServer
 
 INPUTS = ("user_message", "system_message", "messages")
 CANCEL_POLL_SECONDS = 0.2
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TextModel:
@@ -59,15 +60,15 @@ class TextModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue each request; a bad one gets its error and leaves the others alone."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Responder(request.get_response_sender(), final=FINAL)
             try:
                 self._submit(request, sender)
             except TritonHFError as error:
-                sender.send(error_response(error), flags=_FINAL)
+                sender.send(error_response(error), last=True)
             except Exception as error:  # a fault of ours must not take the model down
                 print(f"request failed: {error!r}", file=sys.stderr, flush=True)
                 fault = EngineError("the server failed on this request; see its log")
-                sender.send(error_response(fault), flags=_FINAL)
+                sender.send(error_response(fault), last=True)
 
     def finalize(self) -> None:
         """Stop in good order."""
@@ -77,7 +78,7 @@ class TextModel:
         self._replies.stop()
         self._publisher.stop()
 
-    def _submit(self, request: Any, sender: Any) -> None:
+    def _submit(self, request: Any, sender: Responder) -> None:
         ticket = object()
 
         def done(result: list[Answer] | TritonHFError) -> None:
@@ -155,12 +156,12 @@ class CancelWatch:
         """Call `cancel` with the jobs of a request whose client went away."""
         self._cancel = cancel
         self._lock = threading.Lock()
-        self._open: dict[object, tuple[Any, Sequence[Job]]] = {}
+        self._open: dict[object, tuple[Responder, Sequence[Job]]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="cancel-watch", daemon=True)
         self._thread.start()
 
-    def add(self, ticket: object, sender: Any, jobs: Sequence[Job]) -> None:
+    def add(self, ticket: object, sender: Responder, jobs: Sequence[Job]) -> None:
         """Watch the client behind this sender."""
         with self._lock:
             self._open[ticket] = (sender, jobs)
@@ -195,7 +196,7 @@ class _Replies:
         self._thread = threading.Thread(target=self._loop, name="replies", daemon=True)
         self._thread.start()
 
-    def put(self, sender: Any, result: list[Answer] | TritonHFError) -> None:
+    def put(self, sender: Responder, result: list[Answer] | TritonHFError) -> None:
         self._queue.put((sender, result))
 
     def stop(self) -> None:
@@ -208,6 +209,6 @@ class _Replies:
             try:
                 failed = isinstance(result, TritonHFError)
                 response = error_response(result) if failed else text_response(result)
-                sender.send(response, flags=_FINAL)
+                sender.send(response, last=True)
             except Exception as error:  # one answer that cannot be sent must not end the thread
                 print(f"an answer could not be sent: {error!r}", file=sys.stderr, flush=True)

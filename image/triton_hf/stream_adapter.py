@@ -15,17 +15,21 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import triton_python_backend_utils as pb_utils
-
 from triton_hf import wire
-from triton_hf.adapter import CANCEL_POLL_SECONDS, coded_error, read_inputs, text_response
+from triton_hf.adapter import (
+    CANCEL_POLL_SECONDS,
+    FINAL,
+    coded_error,
+    read_inputs,
+    text_response,
+)
 from triton_hf.answers import Answer
 from triton_hf.errors import RequestError
 from triton_hf.requests import wants_stream
+from triton_hf.responder import Responder
 from triton_hf.runtime import socket_path
 
 SENDER_THREADS = 4
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class StreamModel:
@@ -46,14 +50,14 @@ class StreamModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Pass each request on; its tokens come back on the threads of the link."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Responder(request.get_response_sender(), final=FINAL)
             try:
                 self._pass_on(request, sender)
             except RequestError as error:
-                sender.send(coded_error(str(error), "INVALID_ARG"), flags=_FINAL)
+                sender.send(coded_error(str(error), "INVALID_ARG"), last=True)
             except OSError:
                 text = f"model '{self._model}' is not running; see the log of the server"
-                sender.send(coded_error(text, "UNAVAILABLE"), flags=_FINAL)
+                sender.send(coded_error(text, "UNAVAILABLE"), last=True)
 
     def finalize(self) -> None:
         """Close the line; the model cancels what is open."""
@@ -64,7 +68,7 @@ class StreamModel:
         for sender in self._senders:
             sender.stop()
 
-    def _pass_on(self, request: Any, sender: Any) -> None:
+    def _pass_on(self, request: Any, sender: Responder) -> None:
         parameters = request.parameters()
         message = {
             "id": next(self._numbers),
@@ -97,14 +101,14 @@ class _Link:
         self._model = model
         self._senders = senders
         self._lock = threading.Lock()
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, Responder] = {}
         self.broken = False
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connection.connect(str(socket_path(model)))
         self._outbox = wire.Outbox(self._connection, on_broken=self._break)
         threading.Thread(target=self._read, name="stream-read", daemon=True).start()
 
-    def submit(self, message: dict[str, Any], sender: Any) -> None:
+    def submit(self, message: dict[str, Any], sender: Responder) -> None:
         with self._lock:
             if self.broken:
                 raise ConnectionError("the line to the model broke")
@@ -157,7 +161,7 @@ class _Sender:
         self._thread = threading.Thread(target=self._loop, name="stream-send", daemon=True)
         self._thread.start()
 
-    def put(self, sender: Any, message: dict[str, Any]) -> None:
+    def put(self, sender: Responder, message: dict[str, Any]) -> None:
         self._queue.put((sender, message))
 
     def stop(self) -> None:
@@ -180,10 +184,10 @@ class _Sender:
                 return
 
 
-def _send(sender: Any, message: dict[str, Any]) -> None:
+def _send(sender: Responder, message: dict[str, Any]) -> None:
     try:
         if "error" in message:
-            sender.send(coded_error(message["error"], message["code"]), flags=_FINAL)
+            sender.send(coded_error(message["error"], message["code"]), last=True)
             return
         answer = Answer(
             text=message["text"],
@@ -191,6 +195,6 @@ def _send(sender: Any, message: dict[str, Any]) -> None:
             prompt_tokens=message["prompt_tokens"],
             completion_tokens=message["completion_tokens"],
         )
-        sender.send(text_response([answer]), flags=_FINAL if wire.is_last(message) else 0)
+        sender.send(text_response([answer]), last=wire.is_last(message))
     except Exception as error:  # one answer that cannot be sent must not end the thread
         print(f"an answer could not be sent: {error!r}", file=sys.stderr, flush=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,35 @@ def test_a_model_that_loads_slowly_is_not_ready_and_says_so(tmp_path: Path) -> N
         with running_server(arguments=arguments, workdir=tmp_path, wait_seconds=4):
             pass
     assert "simulated engine: loading for 600 s" in (tmp_path / "server.log").read_text()
+
+
+def test_a_storm_of_streams_that_end_and_break_leaves_the_server_whole(
+    simulated: Client,
+) -> None:
+    # Enough to meet the moment when a stream ends while Triton is asked whether it was cut.
+    source = random.Random(11)
+    plans = [(source.randint(1, 12), source.random() < 0.4) for _ in range(1500)]
+    whole = []
+
+    def ask(plan: tuple[int, bool]) -> None:
+        length, cut = plan
+        stream = simulated.open_stream("quick", user_message="a b", max_tokens=length)
+        events = stream.events()
+        first = next(events)
+        if cut:
+            stream.close()
+        else:
+            whole.append((length, [first, *events][-1]["completion_tokens"]))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, plans))
+    assert simulated.server.process.poll() is None
+    assert len(whole) == sum(not cut for _, cut in plans)
+    assert all(wanted == got for wanted, got in whole)
+
+    def is_empty() -> None:
+        metrics = simulated.metrics("quick")
+        assert metrics["triton_hf_requests_running"] == 0
+        assert metrics["triton_hf_requests_waiting"] == 0
+
+    eventually(is_empty)
