@@ -36,6 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--think-time", type=_from_zero, default=0.0, help="pause of a user, seconds")
     add("--max-in-flight", type=int, default=2000, help="open requests of a worker at --rate")
     add("--request-timeout", type=_above_zero, default=600.0, help="longest silence, seconds")
+    add("--wait", type=_from_zero, default=0.0, help="for a server that is silent, seconds")
     add("--keep-alive", action="store_true", help="reuse connections; default: one a request")
     add("--insecure", action="store_true", help="accept any TLS certificate")
     add("--header", action="append", default=[], metavar="'NAME: VALUE'", help="sent with each")
@@ -70,6 +71,7 @@ class Options:
     think_time: float
     max_in_flight: int
     request_timeout: float
+    wait: float
     keep_alive: bool
     insecure: bool
     headers: Mapping[str, str]

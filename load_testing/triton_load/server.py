@@ -15,6 +15,10 @@ from triton_load.errors import LoadTestError
 _SECONDS = 10.0
 
 
+class UnreachableError(LoadTestError):
+    """Nothing answered; it may do so a moment later, unlike with a wrong name or model."""
+
+
 class Server:
     """Asks a server about itself, with a fresh connection each time."""
 
@@ -70,7 +74,7 @@ class Server:
             response = connection.getresponse()
             return response.status, response.read()
         except socket.gaierror as error:
-            raise LoadTestError(f"unknown host '{self._name}'; check --host") from error
+            raise _unknown(error, f"unknown host '{self._name}'; check --host") from error
         except ssl.SSLCertVerificationError as error:
             raise LoadTestError(
                 f"the certificate of {self._host} is not trusted ({error.verify_message}); "
@@ -81,10 +85,10 @@ class Server:
             raise LoadTestError(f"TLS with {self._host} fails: {reason}; http or https?") from error
         except TimeoutError as error:
             text = f"{self._host} does not answer within {_SECONDS:g} s"
-            raise LoadTestError(text) from error
+            raise UnreachableError(text) from error
         except OSError as error:
             reason = error.strerror or str(error)
-            raise LoadTestError(f"cannot reach {self._host}: {reason}") from error
+            raise UnreachableError(f"cannot reach {self._host}: {reason}") from error
         except http.client.HTTPException as error:
             raise LoadTestError(f"{self._host} does not speak HTTP; check the port") from error
         finally:
@@ -114,7 +118,12 @@ def check_tcp(address: str) -> None:
     try:
         socket.create_connection((name, int(port)), timeout=_SECONDS).close()
     except socket.gaierror as error:
-        raise LoadTestError(f"unknown host '{name}'; check --grpc-host") from error
+        raise _unknown(error, f"unknown host '{name}'; check --grpc-host") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise LoadTestError(f"cannot reach {address}: {reason}; check --grpc-host") from error
+        raise UnreachableError(f"cannot reach {address}: {reason}; check --grpc-host") from error
+
+
+def _unknown(error: socket.gaierror, text: str) -> LoadTestError:
+    """A name that does not exist is a mistake; a name server that does not answer is not."""
+    return UnreachableError(text) if error.errno == socket.EAI_AGAIN else LoadTestError(text)

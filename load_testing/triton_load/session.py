@@ -27,7 +27,7 @@ from triton_load.errors import LoadTestError
 from triton_load.measure import Measurements, Outcome
 from triton_load.options import EXAMPLE, Options, read
 from triton_load.schema import Model, from_metadata, read_config
-from triton_load.server import Server, check_tcp
+from triton_load.server import Server, UnreachableError, check_tcp
 
 _SAMPLE_SECONDS, _LAG_SECONDS, _CPU_SECONDS = 1.0, 0.05, 2.0
 _FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
@@ -173,7 +173,7 @@ class Session:
 
     def config(self) -> dict[str, Any]:
         """What was asked for, for the record; headers may hold keys and are left out."""
-        hidden = ("headers", "exporter_port", "out", "run_name", "parameters")
+        hidden = ("headers", "exporter_port", "out", "run_name", "parameters", "wait")
         plain = {
             field.name: getattr(self.options, field.name)
             for field in dataclasses.fields(self.options)
@@ -194,7 +194,7 @@ def attach(environment: Environment, options: Options) -> Session:
     Raises:
         LoadTestError: The test cannot start.
     """
-    session = Session(environment, options)
+    session = _wait_for_server(environment, options)
     runner = environment.runner
     setattr(environment, _KEY, session)
     environment.events.test_start.add_listener(lambda **_: _begin(session))
@@ -206,6 +206,21 @@ def attach(environment: Environment, options: Options) -> Session:
     else:
         _lead(session)
     return session
+
+
+def _wait_for_server(environment: Environment, options: Options) -> Session:
+    """Make the session; a server that does not answer yet is asked again for `--wait` seconds.
+
+    In a cluster a pod runs before its network policy lets it out.
+    """
+    deadline = time.monotonic() + options.wait
+    while True:
+        try:
+            return Session(environment, options)
+        except UnreachableError:
+            if time.monotonic() >= deadline:
+                raise
+            gevent.sleep(0.5)
 
 
 def of(environment: Environment) -> Session:
