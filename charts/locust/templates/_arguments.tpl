@@ -5,6 +5,7 @@
     (printf "--host=%s" .Values.target.url)
     (printf "--grpc-host=%s" .Values.target.grpc)
     (printf "--model=%s" .Values.target.model)
+    (printf "--wait=%d" (int .Values.target.waitSeconds))
     (printf "--client=%s" $run.client)
     (printf "--arrival=%s" $run.arrival)
     (printf "--shape=%s" $run.shape)

@@ -38,6 +38,7 @@ at once. Fails the render, or gives nothing.
 {{- define "locust.validate.options" -}}
 {{- $faults := list -}}
 {{- $own := dict "host" "target.url" "grpc-host" "target.grpc" "model" "target.model"
+    "wait" "target.waitSeconds"
     "client" "run.client" "rate" "run.rate" "arrival" "run.arrival" "shape" "run.shape"
     "peak" "run.peak" "users" "run.users" "spawn-rate" "run.spawnRate" "run-time" "run.durationSeconds"
     "stop-timeout" "run.stopSeconds" "data" "data" "schema" "schema" "objectives" "objectives"
