@@ -207,6 +207,8 @@ class Node:
         cni = folder / "etc-cni" / "net.d"
         cni.mkdir(parents=True, exist_ok=True)
         (cni / "10-pods.conflist").write_text(json.dumps(cni_config(self.plan), indent=2))
+        # Without it the kubelet of a node without static pods writes an error a second.
+        (folder / "etc-kubernetes" / "manifests").mkdir(exist_ok=True)
         settings = {
             "name": self.name,
             "folder": str(folder),

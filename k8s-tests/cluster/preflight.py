@@ -56,12 +56,17 @@ def faults(groups: Sequence[str] = ("core",)) -> list[str]:
             f"{RUN_GIGABYTES} GB of free disk are needed below {cache()} for images, and "
             f"{free:.0f} GB are there: free some, or set TRITON_CACHE to another disk"
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
-    if memory < MEMORY_GIGABYTES:
-        found.append(f"{MEMORY_GIGABYTES} GB of memory are needed, this machine has {memory:.0f}")
+    if (memory := memory_bytes() / GIGABYTE) < MEMORY_GIGABYTES:
+        found.append(
+            f"{MEMORY_GIGABYTES} GB of memory are needed, this machine has {memory:.0f}: use a "
+            "larger one, or set KUBECONFIG to a cluster"
+        )
     found += _busy_addresses()
     if not Path("/sys/fs/cgroup").is_dir():
-        found.append("cgroups are not mounted at /sys/fs/cgroup")
+        found.append(
+            "cgroups are not mounted at /sys/fs/cgroup: mount them, or start a container "
+            "that runs this with --privileged"
+        )
     if missing_packages() and not shutil.which("apt-get"):
         names = ", ".join(missing_packages())
         found.append(f"install these (there is no apt-get here to do it): {names}")
@@ -96,12 +101,23 @@ def install_packages() -> None:
             raise RuntimeError(f"{' '.join(command[:2])} failed: {''.join(lines[-5:])}")
 
 
+def memory_bytes() -> float:
+    """Return the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def routes() -> list[str]:
+    """Return the routes of this machine, a line each; none where nothing can list them."""
+    if not shutil.which("ip"):
+        return []
+    return subprocess.run(["ip", "route"], capture_output=True, text=True).stdout.splitlines()
+
+
 def _busy_addresses() -> list[str]:
     """Return a fault when somebody else uses our address range."""
-    if network.namespaces() or not shutil.which("ip"):
+    if network.namespaces():
         return []
-    routes = subprocess.run(["ip", "route"], capture_output=True, text=True).stdout
-    taken = [line for line in routes.splitlines() if line.startswith(("198.18.", "198.19."))]
+    taken = [line for line in routes() if line.startswith(("198.18.", "198.19."))]
     return [
         f"the range {plan.WHOLE_RANGE} is in use on this machine ({line.strip()}): remove that "
         f"route with `ip route del {line.split()[0]}`, or use a machine without it"
