@@ -1,4 +1,7 @@
-"""The chart's autoscaler on a real cluster: it reads the signal, and pods follow the load."""
+"""The chart's autoscaler on a real cluster: it reads the signal, and pods follow the load.
+
+Once with an HPA of the chart on prometheus-adapter, once with the HPA that KEDA makes.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,25 @@ pytestmark = pytest.mark.cluster
 CLIENTS = 3 * release.TARGET
 
 
-def skip_without(here: place.Place, kind: str, name: str, *, addon: str) -> None:
+def skip_without(here: place.Place, kind: str, name: str, *more: str, addon: str) -> None:
     """Skip when the cluster lacks an object that comes with an add-on."""
     try:
-        helm.run(here, "kubectl", "get", kind, name)
+        helm.run(here, "kubectl", "get", kind, name, *more)
     except helm.CommandFailedError:
         pytest.skip(f"needs {kind} {name}: python3 -m cluster up --with {addon}")
 
 
-@pytest.fixture(scope="module")
-def scaled(here: place.Place) -> Iterator[Release]:
+@pytest.fixture(scope="module", params=["hpa", "keda"])
+def scaled(here: place.Place, request: pytest.FixtureRequest) -> Iterator[Release]:
     """A release whose HPA has its metric."""
-    skip_without(here, "apiservice", "v1beta2.custom.metrics.k8s.io", addon="monitoring")
-    with release.installed(here, f"hpa-{uuid.uuid4().hex[:5]}") as made:
+    skip_without(here, "service", "prometheus", "-n", release.MONITORING, addon="monitoring")
+    group, addon = {
+        "hpa": ("v1beta2.custom.metrics.k8s.io", "monitoring"),
+        "keda": ("v1beta1.external.metrics.k8s.io", "keda"),
+    }[request.param]
+    skip_without(here, "apiservice", group, addon=addon)
+    namespace = f"{request.param}-{uuid.uuid4().hex[:5]}"
+    with release.installed(here, namespace, scaler=request.param) as made:
         yield made
 
 
