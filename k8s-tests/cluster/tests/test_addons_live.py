@@ -230,6 +230,32 @@ def test_ingress_and_route_lead_to_a_service(kubectl: Kubectl, namespace: str) -
     assert "404" in answer_at_the_door(f"other.{namespace}.test")
 
 
+def on_gpus(name: str, count: int) -> dict[str, Any]:
+    """Return a pod that asks for GPUs of the node gpu-2."""
+    return pod(name, "gpu-2", resources={"limits": {plan.GPU_RESOURCE: str(count)}})
+
+
+def gpus_of(kubectl: Kubectl, name: str) -> set[str]:
+    """Return the GPUs that the kubelet gave a pod."""
+    shown = kubectl("exec", name, "--", "sh", "-c", 'echo "$NVIDIA_VISIBLE_DEVICES"').stdout
+    return set(shown.strip().split(","))
+
+
+def test_the_kubelet_gives_each_pod_gpus_of_its_own_and_none_that_are_not_there(
+    kubectl: Kubectl,
+) -> None:
+    greedy = on_gpus("greedy", plan.GPUS_PER_NODE + 1)
+    kubectl("apply", "-f", "-", apply=[on_gpus("one", 1), on_gpus("two", 2), greedy])
+    ready(kubectl, "one", "two")
+
+    one, two = gpus_of(kubectl, "one"), gpus_of(kubectl, "two")
+
+    assert (len(one), len(two), len(one | two)) == (1, 2, 3)
+    message = "{.status.conditions[?(@.type=='PodScheduled')].message}"
+    said = kubectl("get", "pod", "greedy", "-o", f"jsonpath={message}").stdout
+    assert f"Insufficient {plan.GPU_RESOURCE}" in said
+
+
 def with_metrics(name: str, node: str, page: str) -> dict[str, Any]:
     """Return a pod whose port `metrics` shows one page of metrics for ever."""
     write = f"mkdir /tmp/www; printf '{page}' > /tmp/www/metrics"
