@@ -7,11 +7,14 @@ over its pods and none is pinned to an old one; `keep_alive` reuses them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import re
+import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from triton_load.data import Case
@@ -24,6 +27,7 @@ _COMPLETION = re.compile(rb'"completion_tokens" ?: ?(\d+)')
 _PROMPT = re.compile(rb'"prompt_tokens" ?: ?(\d+)')
 _FINISH = re.compile(rb'"finish_reason" ?: ?"([^"]+)"')
 _LINE = b"\n"
+_KEPT = 10_000  # kept connections of a user; an open loop may need one for each request
 _EXAMPLE = 200  # characters of an error that are kept
 
 
@@ -76,16 +80,14 @@ class InferClient:
 
     def __init__(self, target: Target) -> None:
         """Prepare; nothing is sent."""
-        self._http = http_client(target)
+        self._http = Http(target)
         self._path = f"/v2/models/{target.model.name}/infer"
-        self._headers = _headers(target)
 
     def send(self, case: Case, outcome: Outcome) -> None:
         """Send a case and fill in what came of it."""
-        body = json.dumps(case.body()).encode()
         try:
-            response = self._http.request("POST", self._path, body=body, headers=self._headers)
-            status, answer = response.status_code, bytes(response.read())
+            with self._http.post(self._path, case.body()) as response:
+                status, answer = response.status_code, bytes(response.read())
         except Exception as error:
             _end(outcome, _network_error(error))
             return
@@ -116,25 +118,23 @@ class StreamClient:
 
     def __init__(self, target: Target) -> None:
         """Prepare; nothing is sent."""
-        self._http = http_client(target)
+        self._http = Http(target)
         self._path = f"/v2/models/{target.stream}/generate_stream"
-        self._headers = _headers(target)
         self._counts = "completion_tokens" in target.model.outputs
         self._finishes = "finish_reason" in target.model.outputs
 
     def send(self, case: Case, outcome: Outcome) -> None:
         """Send a case and fill in what came of it."""
-        body = json.dumps(case.fields()).encode()
         try:
-            response = self._http.request("POST", self._path, body=body, headers=self._headers)
-            if response.status_code == 200:
-                self._read(response, outcome)
-                return
-            answer = bytes(response.read())
+            with self._http.post(self._path, case.fields()) as response:
+                if response.status_code == 200:
+                    self._read(response, outcome)
+                    return
+                status, answer = response.status_code, bytes(response.read())
         except Exception as error:
             _end(outcome, _network_error(error))
             return
-        _end(outcome, (f"HTTP {response.status_code}", _message(answer)))
+        _end(outcome, (f"HTTP {status}", _message(answer)))
 
     def _read(self, response: Any, outcome: Outcome) -> None:
         known, finished = 0, False
@@ -233,18 +233,57 @@ def prepare_grpc() -> None:
     gevent.init_gevent()
 
 
-def http_client(target: Target) -> Any:
-    """An HTTP client for a target, of the library that Locust itself uses."""
-    from geventhttpclient import HTTPClient
+class Http:
+    """POST requests with the library that Locust uses, each alone or over kept connections."""
 
-    return HTTPClient.from_url(
-        target.host,
-        concurrency=1,
-        connection_timeout=target.timeout,
-        network_timeout=target.timeout,
-        insecure=target.insecure,
-        block_size=65536,
-    )
+    def __init__(self, target: Target) -> None:
+        """Prepare; nothing is sent."""
+        self._target = target
+        self._headers = {"Content-Type": "application/json", **target.headers}
+        self._kept: Any = None
+        if target.keep_alive:
+            self._kept = self._client(concurrency=_KEPT)
+        else:
+            self._headers["Connection"] = "close"
+
+    @contextlib.contextmanager
+    def post(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield the response to a body sent as JSON; its connection ends with the block."""
+        client = self._kept or self._client(concurrency=1)
+        try:
+            data = json.dumps(body).encode()
+            yield client.request("POST", path, body=data, headers=self._headers)
+        finally:
+            if client is not self._kept:
+                client.close()
+
+    def close(self) -> None:
+        """Give up kept connections."""
+        if self._kept is not None:
+            self._kept.close()
+
+    def _client(self, *, concurrency: int) -> Any:
+        from geventhttpclient import HTTPClient
+
+        return HTTPClient.from_url(
+            self._target.host,
+            concurrency=concurrency,
+            connection_timeout=self._target.timeout,
+            network_timeout=self._target.timeout,
+            ssl_context_factory=self._context,
+            block_size=65536,
+        )
+
+    @functools.cached_property
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self._target.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _context(self, *_: Any, **__: Any) -> ssl.SSLContext:
+        return self._tls
 
 
 def grpc_inputs(case: Case) -> list[Any]:
@@ -267,13 +306,6 @@ def grpc_inputs(case: Case) -> list[Any]:
     return tensors
 
 
-def _headers(target: Target) -> dict[str, str]:
-    headers = {"Content-Type": "application/json", **target.headers}
-    if not target.keep_alive:
-        headers["Connection"] = "close"
-    return headers
-
-
 def _end(outcome: Outcome, error: tuple[str, str]) -> None:
     outcome.ended = time.perf_counter()
     outcome.error = error
@@ -281,7 +313,6 @@ def _end(outcome: Outcome, error: tuple[str, str]) -> None:
 
 def _network_error(error: Exception) -> tuple[str, str]:
     import socket
-    import ssl
 
     if isinstance(error, TimeoutError | socket.timeout):
         name = "time-out"

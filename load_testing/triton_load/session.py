@@ -22,7 +22,17 @@ from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
 from locust.shape import LoadTestShape
 
-from triton_load import arrivals, clients, data, objectives, prompts, record, replicas, report
+from triton_load import (
+    arrivals,
+    clients,
+    data,
+    objectives,
+    prompts,
+    record,
+    replicas,
+    report,
+    terminal,
+)
 from triton_load.errors import LoadTestError
 from triton_load.measure import Measurements, Outcome
 from triton_load.options import EXAMPLE, Options, read
@@ -62,6 +72,7 @@ class Session:
         self.started = 0.0
         self.began = 0.0
         self.finals = 0
+        self.last_words = ""
         self.workers_seen, self.workers_lost = 0, 0
         self.replicas: dict[int, int] = {}
         self._made = 0
@@ -105,6 +116,11 @@ class Session:
 
     def _with_parameters(self, case: data.Case) -> data.Case:
         return dataclasses.replace(case, parameters={**case.parameters, **self.options.parameters})
+
+    @property
+    def over(self) -> bool:
+        """Whether it has been judged."""
+        return self._finished
 
     def source(self) -> random.Random:
         """A source of randomness of its own for each user, repeatable by --seed."""
@@ -273,6 +289,11 @@ def _lead(session: Session) -> None:
     quit_now = runner.quit
     runner.quit = lambda: _quit(session, quit_now)  # type: ignore[method-assign]
     environment.events.quitting.add_listener(lambda **_: _finish(session, quit_now))
+    # After Locust's own tables, so that the verdict is the last thing one sees.
+    environment.events.quit.add_listener(lambda **_: print(session.last_words, flush=True))
+    terminal.end_csv_quietly()
+    if parsed.only_summary:
+        gevent.spawn(terminal.show_progress, session)
     if isinstance(runner, MasterRunner):
         environment.events.worker_report.add_listener(
             lambda client_id, data, **_: _take(session, data.get(_KEY))
@@ -394,7 +415,7 @@ def _wait_for_workers(session: Session, quit_now: Any) -> None:
         session.workers_seen = len(runner.clients.ready)
         code = _conclude(session)
         quit_now()
-        sys.stdout.flush()
+        print(session.last_words, flush=True)
         os._exit(code)
 
     gevent.spawn(watch)
@@ -433,9 +454,9 @@ def _conclude(session: Session, *, interrupted: bool = False) -> int:
         folder = Path(options.out)
         record.write(finished, folder)
         text = report.write(finished, folder)
-        print(f"\n{text}\nreport: {folder}", flush=True)
+        session.last_words = f"\n{text}\nreport: {folder}"
     else:
-        print(f"\nverdict: {finished.verdict.result}", *finished.verdict.reasons, sep="\n  ")
+        session.last_words = f"\n{report.summarize(finished)}"
     return finished.verdict.exit_code
 
 

@@ -11,6 +11,11 @@ from triton_load.report.reading import view_of
 PAGE, SUMMARY = "report.html", "summary.txt"
 
 
+def summarize(record: Record) -> str:
+    """Return the summary of a run as text of at most 80 columns."""
+    return summary.render(view_of(record))
+
+
 def write(record: Record, folder: Path) -> str:
     """Write `report.html` and `summary.txt` into a folder; return the summary's text.
 

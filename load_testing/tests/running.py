@@ -1,0 +1,90 @@
+"""Runs Locust as people do, and the server with known times."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from triton_load import record
+
+ROOT = Path(__file__).parents[2]
+LOCUST = str(Path(sys.executable).parent / "locust")
+
+
+def locust(*words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run locust with our locustfile to its end, from the root of the repository."""
+    command = [LOCUST, "-f", "load_testing/locustfile.py", *words]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def start_locust(*words: str) -> subprocess.Popen[str]:
+    """Start locust with our locustfile."""
+    command = [LOCUST, "-f", "load_testing/locustfile.py", *words]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def environment() -> dict[str, str]:
+    """The environment of a user: no path of ours."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def measured(
+    folder: Path, *words: str, seconds: float = 120
+) -> tuple[subprocess.CompletedProcess[str], record.Record]:
+    """Run locust headless with a report, and return how it ended and the record."""
+    done = locust("--headless", "--only-summary", "--out", str(folder), *words, seconds=seconds)
+    assert (folder / "run.json").exists(), done.stdout + done.stderr
+    return done, record.read(folder)
+
+
+class Known:
+    """The running server with known times."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._process = process
+        self.host = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        self._log: list[list[float]] | None = None
+
+    def log(self) -> list[list[float]]:
+        """End the server; for each request its arrival and the moments of its sends, seconds."""
+        if self._log is None:
+            self._process.terminate()
+            text, _ = self._process.communicate(timeout=30)
+            self._log = json.loads(text)
+        return self._log
+
+
+@contextlib.contextmanager
+def known_server(**options: Any) -> Iterator[Known]:
+    """Run `known_server.py` with these options until the block ends."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    program = str(Path(__file__).with_name("known_server.py"))
+    process = subprocess.Popen([sys.executable, program, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        yield Known(process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
