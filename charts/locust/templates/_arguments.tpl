@@ -38,7 +38,8 @@
     "--out=/results/$(POD_NAME)"
     (printf "--run-name=%s" (include "locust.runName" .))
     "--csv=/results/$(POD_NAME)/locust"
-    "--csv-full-history" -}}
+    "--csv-full-history"
+    "--only-summary" -}}
 {{- if .Values.webUI.enabled -}}
 {{- $words = concat $words (list "--autostart" (printf "--autoquit=%d" (int .Values.webUI.lingerSeconds))) -}}
 {{- else -}}
