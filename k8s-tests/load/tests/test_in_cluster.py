@@ -1,0 +1,206 @@
+"""A load test inside the cluster: its verdict, its report, and what happens when parts die."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from load.tests.conftest import Start, condition, ended, report_of
+
+from support import helm, load
+from support.helm import Release
+from support.place import ROOT
+from support.wait import until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+FILES = {"run.json", "report.html", "summary.txt", "locust_stats.csv", "locust_stats_history.csv"}
+TENSOR = {"name": "no_such_input", "datatype": "BYTES", "shape": [1, 1], "data": [["x"]]}
+LONG = {"durationSeconds": 240}
+
+
+def kubectl(release: Release, *words: str) -> str:
+    return helm.run(release.place, "kubectl", "-n", release.namespace, *words)
+
+
+def running(release: Release, component: str) -> list[str]:
+    """Return the names of a run's pods of one component that run."""
+    pods = load.pods(release, component)
+    return [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
+
+
+def loading(release: Release) -> None:
+    """Wait until the master has started the load on all workers."""
+
+    def told() -> bool:
+        (master,) = running(release, "master")
+        return "All users spawned" in kubectl(release, "logs", master)
+
+    until(told, seconds=60)
+
+
+# Verdicts.
+
+
+def test_a_good_server_passes_and_its_report_is_whole(start: Start, tmp_path: Path) -> None:
+    goals = {"p95 ttft": "5 s", "error ratio": 0, "min requests": 10}
+    release = start(objectives=goals)
+    end = ended(release)
+    assert (end.exit_code, end.reason) == (0, "")
+    until(lambda: condition(release) == "Complete", seconds=10)
+    record = report_of(release, end.folder, tmp_path)
+    assert {file.name for file in (tmp_path / end.folder).iterdir()} >= FILES
+    schema = ROOT / "load_testing" / "triton_load" / "run.schema.json"
+    jsonschema.validate(record, json.loads(schema.read_text()))
+    assert record["verdict"]["result"] == "pass"
+    assert [objective["met"] for objective in record["objectives"]] == [True] * 3
+    assert record["totals"]["requests"] >= 10
+    assert (record["workers"]["expected"], record["workers"]["seen"]) == (2, 2)
+
+
+def test_workers_of_a_good_run_end_well(start: Start) -> None:
+    release = start()
+    assert ended(release).exit_code == 0
+    until(lambda: condition(release, "worker") == "Complete", seconds=30)
+
+
+def test_servers_are_counted_during_the_run(start: Start, tmp_path: Path) -> None:
+    release = start()
+    record = report_of(release, ended(release).folder, tmp_path)
+    counts = [second["replicas"] for second in record["series"]]
+    assert len(counts) >= 7
+    assert counts.count(1) >= len(counts) - 3
+
+
+def test_a_missed_objective_fails_the_job_and_leaves_a_report(start: Start, tmp_path: Path) -> None:
+    release = start(objectives={"p95 latency": "1 ms", "error ratio": 0.5})
+    end = ended(release)
+    assert end.exit_code == 1
+    until(lambda: condition(release) == "Failed", seconds=10)
+    record = report_of(release, end.folder, tmp_path)
+    assert record["verdict"]["result"] == "fail"
+    assert {o["name"]: o["met"] for o in record["objectives"]} == {
+        "p95 latency": False,
+        "error ratio": True,
+    }
+
+
+def test_fewer_requests_than_demanded_make_a_run_invalid(start: Start, tmp_path: Path) -> None:
+    release = start(objectives={"min requests": 1_000_000})
+    end = ended(release)
+    assert end.exit_code == 3
+    until(lambda: condition(release) == "Failed", seconds=10)
+    assert report_of(release, end.folder, tmp_path)["verdict"]["result"] == "invalid"
+
+
+def test_workers_that_never_come_make_a_run_invalid(start: Start, tmp_path: Path) -> None:
+    never = {"resources": {"requests": {"cpu": "4000", "memory": "64Mi"}}}
+    release = start(workers={"count": 1, **never}, master={"waitForWorkersSeconds": 5})
+    end = ended(release)
+    assert end.exit_code == 3
+    record = report_of(release, end.folder, tmp_path)
+    assert record["totals"]["requests"] == 0
+    assert record["workers"]["seen"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": {"model": "no-such-model"}}, "no-such-model"),
+        ({"target": {"model": "simulated", "url": "http://no-such-host:8000"}}, "no-such-host"),
+        ({"data": {"inline": json.dumps({"inputs": [TENSOR]})}}, "no_such_input"),
+        ({"objectives": {"p95 beauty": "1 s"}}, "p95 beauty"),
+    ],
+    ids=["model", "host", "data", "objective"],
+)
+def test_bad_input_is_one_sentence_and_no_load(
+    start: Start, changes: dict[str, Any], words: str
+) -> None:
+    release = start(**changes)
+    end = ended(release)
+    assert end.exit_code == 2
+    log = kubectl(release, "logs", end.folder)
+    (sentence,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert words in sentence
+    assert "Traceback" not in log
+
+
+# Parts that die.
+
+
+@pytest.mark.parametrize("grace", ["0", "5"], ids=["killed", "evicted"])
+def test_a_worker_lost_in_the_middle_makes_the_run_invalid(
+    start: Start, tmp_path: Path, grace: str
+) -> None:
+    release = start(run=LONG | {"options": {"max-tokens": 5}})
+    loading(release)
+    victim = running(release, "worker")[0]
+    force = ["--force"] if grace == "0" else []
+    kubectl(release, "delete", "pod", victim, f"--grace-period={grace}", "--wait=false", *force)
+    end = ended(release)
+    assert end.exit_code == 3
+    record = report_of(release, end.folder, tmp_path)
+    assert record["verdict"]["result"] == "invalid"
+    assert record["workers"]["lost"] >= 1
+    assert any("worker" in reason for reason in record["verdict"]["reasons"])
+
+
+def test_a_dead_master_is_a_failed_job_and_no_worker_stays(start: Start) -> None:
+    release = start(run=LONG | {"options": {"max-tokens": 5}})
+    loading(release)
+    (master,) = running(release, "master")
+    kubectl(release, "delete", "pod", master, "--grace-period=0", "--force", "--wait=false")
+    end = ended(release, seconds=60)
+    assert end.exit_code == 3
+    assert "master" in end.reason
+    assert condition(release) == "Failed"
+    # Locust's workers hear nothing for 60 s before they believe it.
+    until(lambda: running(release, "worker") == [], seconds=120)
+
+
+def test_a_master_that_is_evicted_still_writes_its_report(start: Start, tmp_path: Path) -> None:
+    release = start(run=LONG | {"options": {"max-tokens": 5}})
+    loading(release)
+    (master,) = running(release, "master")
+    kubectl(release, "delete", "pod", master, "--wait=false")
+    until(lambda: condition(release) == "Failed", seconds=60)
+    record = report_of(release, master, tmp_path)
+    assert record["verdict"]["result"] == "invalid"
+    assert record["totals"]["requests"] > 0
+
+
+# Reports outlive pods, and runs do not meet.
+
+
+def test_the_report_outlives_the_pods_that_the_ttl_removes(start: Start, tmp_path: Path) -> None:
+    release = start(jobs={"ttlSecondsAfterFinished": 1, "deadlineSeconds": 600})
+    until(lambda: load.pods(release, "master") != [], seconds=60)
+    until(lambda: load.newest_job(release, "master") is None, seconds=120)
+    until(lambda: load.newest_job(release, "worker") is None, seconds=60)
+    record = report_of(release, "", tmp_path)
+    assert record["verdict"]["result"] == "pass"
+    assert record["name"] == f"{release.name}-locust-run-1"
+
+
+def test_two_tests_in_one_namespace_do_not_meet(start: Start, tmp_path: Path) -> None:
+    one = start("one", workers={"count": 1}, run={"users": 1, "durationSeconds": 12})
+    two = start("two", workers={"count": 2}, run={"users": 6, "durationSeconds": 12})
+    for release, workers, users in ((one, 1, 1), (two, 2, 6)):
+        end = ended(release)
+        assert end.exit_code == 0
+        record = report_of(release, end.folder, tmp_path)
+        assert record["workers"]["seen"] == workers
+        assert max(second["users"] for second in record["series"]) == users
+        assert record["config"]["users"] == users
+
+
+def test_an_upgrade_is_a_new_run_and_keeps_the_old_report(start: Start, tmp_path: Path) -> None:
+    release = start("again", workers={"count": 1})
+    first = ended(release)
+    start("again", workers={"count": 1})
+    second = ended(release)
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    names = [report_of(release, end.folder, tmp_path)["name"] for end in (first, second)]
+    assert names == ["again-locust-run-1", "again-locust-run-2"]
