@@ -34,6 +34,10 @@ $(VENV)/.complete: $(REQUIREMENTS)
 up: ## Cluster, images, model, helm install, then one question through the ingress
 	@python3 -m support.up
 
+.PHONY: load
+load: venv ## Load test in the cluster against the release of `make up`; its report ends up here
+	@$(PY) -m support.load
+
 .PHONY: down
 down: ## Remove what `make up` made (caches stay; `make clean` removes them too)
 	@python3 -m support.down

@@ -15,15 +15,20 @@ from collections.abc import Sequence
 from support import place
 
 FAST = "not slow and not gpu"
+ADDONS = ("monitoring",)
 
 
 def stages() -> dict[str, Sequence[str]]:
     """Return the commands by stage."""
     pytest = [sys.executable, "-m", "pytest", "-q", "--durations=8"]
+    # What the tests of autoscaling need and `make up` does not; another cluster has its own.
+    addons = [sys.executable, "-m", "cluster", "up", *(f"--with={name}" for name in ADDONS)]
+    embedded = place.foreign_kubeconfig() is None
     return {
         "lint": [sys.executable, "-m", "support.lint"],
         "unit": [*pytest, "-m", f"not triton and not chart and not cluster and {FAST}"],
         "up": [sys.executable, "-m", "support.up"],
+        **({"addons": addons} if embedded else {}),
         "chart": [*pytest, "-m", f"chart and not cluster and {FAST}"],
         "serving": [*pytest, "-m", f"triton and not cluster and {FAST}"],
         "cluster": [*pytest, "-m", f"cluster and {FAST}"],
