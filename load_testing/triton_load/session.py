@@ -219,6 +219,7 @@ def attach(environment: Environment, options: Options) -> Session:
             lambda data, **_: data.update({_KEY: _report(session)})
         )
         environment.events.test_stop.add_listener(lambda **_: _worker_ends(session, runner))
+        environment.events.quitting.add_listener(lambda **_: _worker_quits(environment, runner))
     else:
         _lead(session)
     return session
@@ -361,7 +362,20 @@ def _watch_workers(session: Session) -> None:
             session.workers_seen = max(session.workers_seen, runner.worker_count)
             lost = session.workers_seen - runner.worker_count
             session.workers_lost = max(session.workers_lost, lost)
+        if session.workers_lost:
+            _give_up(session, runner)
+            return
         gevent.sleep(0.5)
+
+
+def _give_up(session: Session, runner: MasterRunner) -> None:
+    """End a run that cannot become valid again, instead of loading the server for nothing."""
+    print(
+        "load: a worker was lost, so the run is invalid; it ends now", file=sys.stderr, flush=True
+    )
+    runner.quit()
+    if session.environment.web_ui:
+        session.environment.web_ui.stop()
 
 
 def _watch_replicas(session: Session) -> None:
@@ -397,6 +411,12 @@ def _worker_ends(session: Session, runner: WorkerRunner) -> None:
     # Locust sleeps for the stop timeout once more before it reads the next message.
     session.environment.stop_timeout = 0.0
     runner.send_message(_KEY, _report(session))
+
+
+def _worker_quits(environment: Environment, runner: WorkerRunner) -> None:
+    """A worker that is ended before its test is over must not look like one that is done."""
+    if runner.state in _ACTIVE:
+        environment.process_exit_code = objectives.EXIT_INVALID
 
 
 def _wait_for_workers(session: Session, quit_now: Any) -> None:
