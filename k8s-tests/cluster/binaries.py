@@ -183,6 +183,16 @@ COMPONENTS: tuple[Component, ...] = (
         programs={"kube-state-metrics": "k8s.io/kube-state-metrics/v2"},
         variables={"github.com/prometheus/common/version.Version": "2.18.0"},
     ),
+    Component(
+        name="keda",
+        programs={
+            f"keda-{name}": f"github.com/kedacore/keda/v2/cmd/{name}"
+            for name in ("operator", "adapter")
+        },
+        files={"keda-crds.yaml": ("github.com/kedacore/keda/v2", "config/crd/bases/*.yaml")},
+        variables={"github.com/kedacore/keda/v2/version.Version": "2.21.0"},
+        disk_gigabytes=7.0,
+    ),
     # Nodes that exist in the API only, for simulations of many.
     Component(
         name="kwok",
@@ -217,6 +227,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "prometheus",
         "kube-state-metrics",
     ),
+    "keda": ("keda",),
 }
 
 

@@ -377,6 +377,19 @@ ARCHIVES: Mapping[str, Archive] = {
         _single("prometheus", _own("prometheus", "v3.16.0")),
         _single("kube-state-metrics", _own("kube-state-metrics", "v2.18.0")),
         Archive(
+            name="keda",
+            layers={"operator": _program("keda-operator"), "adapter": _program("keda-adapter")},
+            images=tuple(
+                Image(
+                    reference=_own(f"keda-{name}", "v2.21.0"),
+                    layers=(name,),
+                    entrypoint=(f"/usr/local/bin/keda-{name}",),
+                    user="65532:65532",
+                )
+                for name in ("operator", "adapter")
+            ),
+        ),
+        Archive(
             name="curl",
             layers={"shell": _shell, "curl": _curl},
             images=(

@@ -194,7 +194,9 @@ class Node:
         hosts = "".join(f"{n.address} {n.name}\n" for n in plan.NODES)
         names = f"{plan.SERVICES_ADDRESS} {plan.HUB_HOST} registry.local\n"
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}{names}")
-        (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+        # Nobody answers there. An address of the pod itself would be a loop, at which CoreDNS ends
+        # until the add-on has replaced the configuration that kubeadm gave it.
+        (folder / "resolv.conf").write_text(f"nameserver {plan.SERVICES_ADDRESS}\n")
         binds["/etc/hosts"] = str(folder / "hosts")
         binds["/etc/resolv.conf"] = str(folder / "resolv.conf")
         (folder / "containerd.toml").write_text(containerd_config(folder))

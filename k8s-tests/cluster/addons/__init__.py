@@ -103,6 +103,15 @@ ADDONS: Mapping[str, Addon] = {
                 ("monitoring", "deployment/kube-state-metrics"),
             ),
         ),
+        Addon(
+            name="keda",
+            archives=("keda",),
+            definitions=("keda-crds.yaml",),
+            workloads=(
+                ("keda", "deployment/keda-operator"),
+                ("keda", "deployment/keda-metrics-apiserver"),
+            ),
+        ),
     )
 }
 CORE = ("coredns", "kube-router", "local-path", "traefik")

@@ -31,7 +31,7 @@ def skip_without(here: place.Place, kind: str, name: str, *more: str, addon: str
 
 @pytest.fixture(scope="module", params=["hpa", "keda"])
 def scaled(here: place.Place, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release whose HPA has its metric."""
+    """A release whose pods are scraped and whose HPA has its metric."""
     skip_without(here, "service", "prometheus", "-n", release.MONITORING, addon="monitoring")
     group, addon = {
         "hpa": ("v1beta2.custom.metrics.k8s.io", "monitoring"),
@@ -40,6 +40,10 @@ def scaled(here: place.Place, request: pytest.FixtureRequest) -> Iterator[Releas
     skip_without(here, "apiservice", group, addon=addon)
     namespace = f"{request.param}-{uuid.uuid4().hex[:5]}"
     with release.installed(here, namespace, scaler=request.param) as made:
+        with in_cluster(here) as prometheus:
+            # Until the first scrape KEDA says what keeps the number of pods as it is.
+            running = f'triton_hf_requests_running{{namespace="{namespace}"}}'
+            wait.until(lambda: bool(prometheus.query(running)), seconds=120)
         yield made
 
 
@@ -59,9 +63,12 @@ def wants(made: Release, pods: int) -> None:
 
 def test_kubectl_get_hpa_shows_a_number(scaled: Release) -> None:
     """An autoscaler without its metric shows <unknown>."""
-    table = helm.run(scaled.place, "kubectl", "-n", scaled.namespace, "get", "hpa", "--no-headers")
 
-    assert f" 0/{release.TARGET} " in table
+    def shows_none_in_flight() -> None:
+        words = ("-n", scaled.namespace, "get", "hpa", "--no-headers")
+        assert f" 0/{release.TARGET} " in helm.run(scaled.place, "kubectl", *words)
+
+    wait.until(shows_none_in_flight, seconds=60)
 
 
 def test_every_series_of_the_release_carries_its_name(scaled: Release) -> None:
