@@ -1,8 +1,9 @@
-"""The search finds the load that a server holds, and says what follows from it."""
+"""The capacity of a server whose capacity is known, and what follows from it."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -13,53 +14,64 @@ from running import ROOT, environment, known_server
 from test_record import some_record
 
 from triton_load import capacity, record
-from triton_load.capacity import Step
+from triton_load.capacity import Wish
+from triton_load.record import Second, Verdict
+from triton_load.search import BLIND, BREAKS, HOLDS, Step
+
+BEST = Step(level=40, result=HOLDS, in_flight=20, requests_per_second=40, latency=0.5)
 
 
-def searched(limit: float, **options: float | bool) -> list[Step]:
-    chosen = {"start": 1.0, "highest": 1000.0, "precision": 0.1, "whole": False, **options}
-    return capacity.search(
-        lambda load: Step(load=load, held=load <= limit, run=some_record()),
-        **chosen,  # type: ignore[arg-type]
-    )
+@pytest.mark.parametrize(
+    ("wish", "replicas"),
+    [
+        (Wish(rate=32), 1),  # 40 requests/s, of which 8 stay free
+        (Wish(rate=32.1), 2),
+        (Wish(users=16), 1),  # each asks twice a second: 0.5 s an answer, no pause
+        (Wish(users=17), 2),
+        (Wish(users=160, think=4.5), 1),  # each asks every 5 s
+        (Wish(users=161, think=4.5), 2),
+        (Wish(), None),
+    ],
+)
+def test_replicas_follow_from_the_rate_or_the_users(wish: Wish, replicas: int | None) -> None:
+    assert capacity.answer(BEST, wish).replicas == replicas
 
 
-@pytest.mark.parametrize("limit", [1, 1.05, 3, 7.7, 42, 999])
-def test_the_highest_load_is_known_to_the_precision(limit: float) -> None:
-    steps = searched(limit)
-    good = max(step.load for step in steps if step.held)
-    bad = min(step.load for step in steps if not step.held)
-    assert good <= limit < bad
-    assert bad - good <= 0.1 * good
-    assert len(steps) <= 16
+def test_several_replicas_are_tested_together_and_told_for_one() -> None:
+    found = capacity.answer(BEST, Wish(tested=4, headroom=0.4))
+    assert (found.load, found.rate, found.in_flight, found.target) == (10, 10, 5, 3)
 
 
-def test_users_are_whole_and_the_last_gap_is_one() -> None:
-    steps = searched(5, whole=True, precision=0.01)
-    assert all(step.load == int(step.load) for step in steps)
-    assert max(step.load for step in steps if step.held) == 5
-    assert min(step.load for step in steps if not step.held) == 6
+def judged(result: str, *reasons: str, in_flight: int = 9) -> record.Record:
+    seconds = tuple(Second(at=at, offered=5.0, in_flight=in_flight) for at in range(9))
+    verdict = Verdict(result=result, reasons=reasons, exit_code=0)
+    return dataclasses.replace(some_record(), verdict=verdict, series=seconds)
 
 
-def test_a_server_that_holds_everything_is_asked_up_to_the_highest() -> None:
-    steps = searched(math.inf, highest=12)
-    assert [step.load for step in steps] == [1, 2, 4, 8, 12]
+@pytest.mark.parametrize(
+    ("run", "result"),
+    [
+        (judged("pass"), HOLDS),
+        (judged("fail", "p95 ttft is 2 s"), BREAKS),
+        (judged("invalid", "only 3 requests ended, at least 9 are needed"), BREAKS),
+        (judged("invalid", "7 arrivals exceeded --max-in-flight and never started"), BREAKS),
+        (judged("invalid", "the generator was saturated: 90 % of a core"), BLIND),
+        (judged("invalid", "only 3 requests ended", "the generator was late"), BLIND),
+        (judged("invalid", "only 0 requests ended", in_flight=0), BLIND),
+    ],
+)
+def test_a_step_is_blind_only_when_the_generator_was_at_fault(
+    run: record.Record, result: str
+) -> None:
+    assert capacity.step_of(run, level=5).result == result
 
 
-def test_a_server_that_holds_nothing_has_no_capacity() -> None:
-    steps = searched(0.5)
-    assert len(steps) == 1
-    assert capacity.conclude(steps, users=None, think_time=0) is None
-
-
-def test_target_and_replicas_follow_from_the_best_step() -> None:
-    # 3 requests/s of 0.2 s each; 300 users who think for 9.8 s send 30 requests/s.
-    steps = [Step(load=3, held=True, run=some_record())]
-    answer = capacity.conclude(steps, users=300, think_time=9.8)
-    assert answer is not None
-    assert answer.in_flight == pytest.approx(0.6, rel=1e-2)
-    assert answer.target == 1
-    assert answer.replicas == math.ceil(30 / (3 * capacity.HEADROOM))
+def test_a_queue_that_grows_breaks_a_step_that_passed() -> None:
+    series = tuple(Second(at=at, offered=5.0, in_flight=2 * at) for at in range(30))
+    run = dataclasses.replace(judged("pass"), series=series)
+    step = capacity.step_of(run, level=5)
+    assert step.result == BREAKS
+    assert step.reasons == ("the queue grows: 29 requests in flight, then 49",)
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -68,25 +80,43 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
-def test_a_server_of_known_capacity_is_measured(tmp_path: Path) -> None:
-    # 2 slots of 100 ms: 20 requests/s is its limit, and near it Poisson arrivals queue.
+def test_the_capacity_of_a_server_with_four_slots_is_four_users(tmp_path: Path) -> None:
+    # 800 ms for each answer: the fifth user makes all of them wait 1 s on average.
     goals = tmp_path / "goals.yaml"
-    goals.write_text("p95 latency: 1 s\nerror ratio: 0\n")
-    with known_server(ttft_ms=98, gap_ms=2, tokens=2, slots=2) as server:
+    goals.write_text("mean latency: 900 ms\nerror ratio: 0\n")
+    with known_server(ttft_ms=798, gap_ms=2, tokens=2, slots=4) as server:
         done = run(
-            *(f"--out={tmp_path / 'out'}", "--start=5", "--precision=0.5", "--step-time=6"),
-            *("--stop-timeout=30", "--for-users=100", "--think-time=5", "--", "--model=known"),
+            *(f"--out={tmp_path / 'out'}", "--by=users", "--start=2", "--precision=0", "--json"),
+            *("--step-time=5", "--warm-up=0", "--for-users=17", "--", "--model=known"),
             *(f"--host={server.host}", "--client=stream", f"--objectives={goals}"),
-            *("--arrival=constant", "--max-lag=500"),
+            "--max-lag=500",
         )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = record.read(tmp_path / "out")
-    answer = found.notes["answer"]
-    assert 10 <= answer["load"] <= 20 < answer["failed"] + 5
-    assert answer["target"] >= 1
-    assert answer["replicas"] >= 1
-    assert "one replica holds" in done.stdout
-    assert len(found.notes["steps"]) >= 3
+    told = json.loads(done.stdout)
+    assert told["answer"]["load"] == 4
+    assert told["answer"]["in_flight"] == pytest.approx(4, abs=0.4)
+    assert told["answer"]["target"] in (2, 3)  # a fifth of it stays free
+    assert told["answer"]["replicas"] == 6  # 17 users at 3.2 a replica
+    assert "at 5 users it breaks: mean latency is" in told["capacity"]
+    kept = record.read(tmp_path / "out")
+    assert kept.verdict.result == "pass"
+    assert len(kept.notes["steps"]) == len(told["steps"]) >= 4
+    assert told["capacity"].split(";")[0] in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_server_that_is_too_slow_for_the_first_load_fails(tmp_path: Path) -> None:
+    goals = tmp_path / "goals.yaml"
+    goals.write_text("p95 ttft: 50 ms\n")
+    with known_server(ttft_ms=200, gap_ms=1, tokens=2) as server:
+        done = run(
+            *(f"--out={tmp_path / 'out'}", "--start=4", "--step-time=3", "--warm-up=0", "--"),
+            *("--model=known", f"--host={server.host}", "--client=stream", "--max-lag=500"),
+            f"--objectives={goals}",
+        )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "one replica does not hold 4 requests/s: p95 ttft is" in done.stdout
+    assert record.read(tmp_path / "out").verdict.result == "fail"
+    assert max(len(line) for line in done.stdout.splitlines() if "report:" not in line) <= 80
 
 
 @pytest.mark.parametrize(
@@ -95,12 +125,16 @@ def test_a_server_of_known_capacity_is_measured(tmp_path: Path) -> None:
         (["--", "--rate=3", "--objectives=x"], "--rate=3 is chosen by the search"),
         (["--", "--host=http://x"], "within which objectives?"),
         (["--", "--objectives=none.yaml", "--model=m"], "--host is missing"),
+        (["--start=5", "--highest=2", "--", "--objectives=x"], "--start must be above 0"),
+        (["--by=users", "--start=1.5", "--", "--objectives=x"], "whole number of users"),
+        (["--headroom=1", "--", "--objectives=x"], "--headroom must be"),
+        (["--for-users=3", "--for-rate=3", "--", "--objectives=x"], "exclude each other"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    tmp_path: Path, words: list[str], sentence: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
-    done = run(f"--out={tmp_path}", *words)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+    assert capacity.main([f"--out={tmp_path}", "--warm-up=0", *words]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert sentence in told[0]

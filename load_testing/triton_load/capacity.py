@@ -4,158 +4,244 @@
         --host http://localhost --model smollm2-135m --client stream --objectives goals.yaml
 
 Each step is a whole run of its own at one rate (or number of users), judged by its verdict. The
-load doubles until a step fails, then the gap is halved until it is narrow. Everything after `--`
-goes to Locust as it is. Exit codes: 0 found, 1 not even the first load is held, 2 bad input,
-3 invalid.
+load doubles until a step breaks, then the gap is halved until it is narrow, then the answer is
+tried once more. Everything after `--` goes to Locust as it is.
+
+Exit codes: 0 found, 1 the first load is too much already, 2 bad input, 3 the generator was the
+limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triton_load import objectives, record, report
+from triton_load import record, report
 from triton_load.errors import LoadTestError
+from triton_load.objectives import EXIT_FAIL, EXIT_INPUT, EXIT_INVALID, EXIT_PASS
 from triton_load.record import Record
+from triton_load.search import BLIND, BREAKS, HOLDS, Found, Step, search
 
 LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
-HEADROOM = 0.8
-_CHOSEN = ("--rate", "--out", "--run-time", "-t", "--users", "-u", "--headless", "--shape")
+COLUMNS = 80
+# What the search decides itself.
+_CHOSEN = (
+    *("--rate", "--out", "--run-time", "-t", "--users", "-u", "--spawn-rate", "-r", "--headless"),
+    *("--shape", "--peak", "--stop-timeout", "--think-time", "--csv", "--master", "--worker"),
+)
+# A queue that grows: requests in flight become this much more, and this many at least.
+_GROWTH, _SPARE = 1.5, 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """One load that was tried: the load, whether it was held, and the run."""
+class Wish:
+    """What shall be served in all, and how.
 
-    load: float
-    held: bool
-    run: Record
+    Attributes:
+        users: Users, or 0.
+        rate: Requests per second, or 0.
+        think: Seconds between an answer and the next request of a user.
+        headroom: Part of a replica's capacity that stays free, from 0 to below 1.
+        tested: Replicas that were tested together.
+    """
 
-    def evidence(self) -> dict[str, Any]:
-        """What a report shows of it."""
-        found = self.run.distributions
-        return {
-            "load": self.load,
-            "verdict": self.run.verdict.result,
-            "reasons": list(self.run.verdict.reasons),
-            "requests_per_second": self.run.totals.requests_per_second,
-            "in_flight": in_flight(self.run),
-            "objectives": {each.name: each.measured for each in self.run.objectives},
-            "p95_latency_seconds": _p95(found, record.LATENCY),
-            "p95_ttft_seconds": _p95(found, record.TTFT),
-        }
+    users: int = 0
+    rate: float = 0.0
+    think: float = 0.0
+    headroom: float = 0.2
+    tested: int = 1
 
-
-class InvalidRunError(Exception):
-    """A step proved nothing; the text says why."""
+    @property
+    def text(self) -> str:
+        """In words; empty when nothing was asked."""
+        if self.users:
+            pause = f" with {self.think:g} s of thought" if self.think else ""
+            return f"{self.users} users{pause}"
+        return f"{self.rate:g} requests/s" if self.rate else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What follows from the search.
+    """What follows for one replica.
 
     Attributes:
-        load: Highest load that was held.
-        failed: Lowest load that was not; infinity when the search never met one.
+        load: Highest load that was held twice, in the unit of the search.
         rate: Requests per second at that load.
-        in_flight: Requests in flight at that load, by Little's law.
-        target: `autoscaling.target`: that number less the headroom, at least 1.
-        replicas: For the users that were asked about; None without them.
+        in_flight: Mean requests in flight at that load, by Little's law.
+        target: `autoscaling.target` for the signal `inflight`.
+        replicas: For what was asked; None when nothing was.
     """
 
     load: float
-    failed: float
     rate: float
     in_flight: float
     target: int
     replicas: int | None
 
 
-def in_flight(run: Record) -> float:
-    """Mean number of requests in flight: their rate times their mean latency (Little)."""
-    latency = run.distributions.get(record.LATENCY)
-    return run.totals.requests_per_second * latency.mean if latency else 0.0
+def answer(best: Step, wish: Wish) -> Answer:
+    """What follows from the best step.
 
-
-def search(
-    attempt: Callable[[float], Step], *, start: float, highest: float, precision: float, whole: bool
-) -> list[Step]:
-    """Try loads until the highest that is held is known to within `precision` (0.1: 10 %).
-
-    Args:
-        attempt: Runs one step.
-        start: First load.
-        highest: Never more than this.
-        precision: Width of the last gap, relative to the load that is held.
-        whole: Only whole loads: numbers of users.
+    Target and replicas leave the headroom free: an autoscaler acts only 10 % above its target, and
+    a new pod needs time to load its model. A user who thinks asks once in (latency + think)
+    seconds, so N of them ask N / (latency + think) times a second.
     """
-    steps = [attempt(start)]
-    while steps[-1].held and steps[-1].load < highest:
-        steps.append(attempt(min(highest, steps[-1].load * 2)))
-    while True:
-        good = max((step.load for step in steps if step.held), default=0.0)
-        bad = min((step.load for step in steps if not step.held), default=math.inf)
-        if not good or math.isinf(bad) or bad - good <= precision * good:
-            return steps
-        middle = (good + bad) / 2
-        if whole:
-            middle = float(math.floor(middle))
-            if middle in (good, bad):
-                return steps
-        steps.append(attempt(middle))
-
-
-def conclude(steps: Sequence[Step], *, users: int | None, think_time: float) -> Answer | None:
-    """What follows from the steps; None when no load was held."""
-    held = [step for step in steps if step.held]
-    if not held:
-        return None
-    best = max(held, key=lambda step: step.load)
-    rate, open_requests = best.run.totals.requests_per_second, in_flight(best.run)
-    replicas = None
-    if users is not None:
-        # A user sends one request, waits for its answer and thinks.
-        latency = best.run.distributions[record.LATENCY].mean
-        demand = users / (latency + think_time)
-        replicas = max(1, math.ceil(demand / (rate * HEADROOM)))
+    usable = 1 - wish.headroom
+    rate = best.requests_per_second / wish.tested
+    in_flight = best.in_flight / wish.tested
+    demand = wish.users / (best.latency + wish.think) if wish.users else wish.rate
+    replicas = max(1, math.ceil(demand / (rate * usable) - 1e-9)) if demand and rate else None
     return Answer(
-        load=best.load,
-        failed=min((step.load for step in steps if not step.held), default=math.inf),
+        load=best.level / wish.tested,
         rate=rate,
-        in_flight=open_requests,
-        target=max(1, math.floor(open_requests * HEADROOM)),
+        in_flight=in_flight,
+        target=max(1, math.floor(in_flight * usable)),
         replicas=replicas,
     )
+
+
+def step_of(run: Record, *, level: float) -> Step:
+    """Judge one run of the search.
+
+    It is blind when the generator was at fault, or nothing but the invalid run itself is known.
+    Requests that found no room at the server make a single run invalid; here they are its limit.
+    """
+    totals, found = run.totals, run.distributions.get(record.LATENCY)
+    latency = found.mean if found is not None else 0.0
+    result, reasons = HOLDS, run.verdict.reasons
+    if run.verdict.result == "fail" or (run.verdict.result == "invalid" and _crowded(run)):
+        result = BREAKS
+    elif run.verdict.result == "invalid":
+        result = BLIND
+    elif grows := _grows(run):
+        result, reasons = BREAKS, (grows,)
+    return Step(
+        level=level,
+        result=result,
+        reasons=tuple(reasons),
+        in_flight=totals.requests_per_second * latency,
+        requests_per_second=totals.requests_per_second,
+        latency=latency,
+    )
+
+
+def _crowded(run: Record) -> bool:
+    """Whether the only faults are that too few requests ended or too many were in flight."""
+    return all(
+        "--max-in-flight" in reason or "requests ended" in reason for reason in run.verdict.reasons
+    ) and any(second.in_flight for second in run.series)
+
+
+def _grows(run: Record) -> str:
+    """A sentence when the queue of an open loop still grows at its end, else an empty string."""
+    counts = [second.in_flight for second in run.series if second.offered]
+    third = len(counts) // 3
+    if not third:
+        return ""
+    before, after = sum(counts[third : 2 * third]) / third, sum(counts[-third:]) / third
+    if after <= before * _GROWTH + _SPARE:
+        return ""
+    return f"the queue grows: {before:.0f} requests in flight, then {after:.0f}"
+
+
+class Runs:
+    """Runs Locust once for each step."""
+
+    def __init__(self, options: argparse.Namespace, words: Sequence[str]) -> None:
+        """Prepare; nothing is run."""
+        self._options, self._words = options, list(words)
+        self._began = time.monotonic()
+        self.records: list[Record] = []
+
+    def warm_up(self) -> None:
+        """Run the first load for a while and forget what was measured."""
+        seconds = self._options.warm_up
+        if seconds:
+            self._say(f"warm-up for {seconds:g} s")
+            self._run(self._options.start, Path(self._options.out) / "warm-up", seconds=seconds)
+
+    def attempt(self, level: float) -> Step:
+        """Run one step.
+
+        Raises:
+            LoadTestError: Locust refused its input or died; the text is what it said.
+        """
+        number = len(self.records) + 1
+        self._say(f"step {number}: {level:g} {self._options.by}")
+        folder = Path(self._options.out) / f"{number:02d}-{self._options.by}-{level:g}"
+        run = self._run(level, folder, seconds=self._options.step_time)
+        self.records.append(run)
+        step = step_of(run, level=level)
+        self._say("; ".join([f"  {step.result}", *step.reasons]))
+        return step
+
+    def _say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._began:6.0f} s] {text}", file=sys.stderr, flush=True)
+
+    def _run(self, level: float, folder: Path, *, seconds: float) -> Record:
+        options = self._options
+        load = [f"--rate={level:g}"]
+        if options.by == "users":
+            load = [f"--users={level:g}", f"--spawn-rate={level:g}"]
+            load += [f"--think-time={options.think_time:g}"]
+        command = [
+            *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless"),
+            *("--only-summary", f"--run-time={max(1, round(seconds))}s", f"--out={folder}"),
+            *(f"--stop-timeout={options.stop_timeout:g}", *load, *self._words),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == EXIT_INPUT or not (folder / "run.json").exists():
+            told = [line for line in done.stderr.splitlines() if "error:" in line]
+            text = (told or done.stderr.splitlines() or ["it said nothing"])[-1]
+            raise LoadTestError(text.partition("error: ")[2] or text)
+        return record.read(folder)
+
+
+def sentence(found: Found, result: Answer | None, *, unit: str) -> str:
+    """The answer in one sentence."""
+    if found.best is None or result is None:
+        step = min(found.steps, key=lambda step: step.level)
+        what = "the generator cannot make" if found.blind else "one replica does not hold"
+        return f"{what} {step.level:g} {unit}: {_why(step)}"
+    amount = f"{result.load:.4g} {unit} within the objectives"
+    if found.limit is None:
+        return f"one replica holds at least {amount}; nothing above --highest was tried"
+    at = f"{found.limit.level:g} {unit}"
+    if found.blind:
+        return (
+            f"one replica holds at least {amount}; the generator cannot make {at}: "
+            f"{_why(found.limit)}"
+        )
+    return f"one replica holds {amount}; at {at} it breaks: {_why(found.limit)}"
+
+
+def _why(step: Step) -> str:
+    return step.reasons[0] if step.reasons else "it did not hold a second time"
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the search of the command line; return the exit code."""
     arguments = list(sys.argv[1:] if words is None else words)
-    own, _, passed = _split(arguments)
-    options = _parser().parse_args(own)
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    options, passed = _parser().parse_args(arguments[:at]), arguments[at + 1 :]
     try:
-        _check(passed)
+        _check(options, passed)
         return _run(options, passed)
     except LoadTestError as error:
         print(f"error: {error}", file=sys.stderr)
-        return objectives.EXIT_INPUT
-    except InvalidRunError as error:
-        print(f"invalid: {error}", file=sys.stderr)
-        return objectives.EXIT_INVALID
-
-
-def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
-    if "--" not in words:
-        return words, "", []
-    at = words.index("--")
-    return words[:at], "--", words[at + 1 :]
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print(f"stopped; the steps so far are in {options.out}", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,116 +257,132 @@ def _parser() -> argparse.ArgumentParser:
     add("--highest", type=float, default=10_000.0, help="never more than this")
     add("--precision", type=float, default=0.1, help="width of the last gap; 0.1 is 10 %%")
     add("--step-time", type=float, default=30.0, help="seconds of each step")
+    add("--warm-up", type=float, default=5.0, help="seconds of load that are not measured")
     add("--stop-timeout", type=float, default=60.0, help="seconds for the last answers of a step")
-    add("--for-users", type=int, help="how many users shall be served in all")
-    add("--think-time", type=float, default=0.0, help="their pause between requests, seconds")
+    add("--replicas", type=int, default=1, help="replicas behind the host")
+    add("--headroom", type=float, default=0.2, help="part of the capacity that stays free")
+    add("--for-users", type=int, default=0, help="how many users shall be served in all")
+    add("--for-rate", type=float, default=0.0, help="how many requests/s shall be served in all")
+    add("--think-time", type=float, default=0.0, help="a user's pause between requests, seconds")
+    add("--json", action="store_true", help="print the answer as JSON")
     return parser
 
 
-def _check(passed: Sequence[str]) -> None:
+def _check(options: argparse.Namespace, passed: Sequence[str]) -> None:
     taken = [word for word in passed if word.split("=")[0] in _CHOSEN]
     if taken:
         raise LoadTestError(f"{taken[0]} is chosen by the search; leave it out after '--'")
-    if not any(word.startswith("--objectives") for word in passed):
+    if not any(word.split("=")[0] == "--objectives" for word in passed):
         raise LoadTestError("capacity within which objectives? Give --objectives FILE after '--'")
+    if not 0 < options.start <= options.highest:
+        raise LoadTestError("--start must be above 0 and at most --highest")
+    if options.by == "users" and options.start != round(options.start):
+        raise LoadTestError(f"--start must be a whole number of users, not {options.start:g}")
+    if not 0 <= options.headroom < 1:
+        raise LoadTestError(f"--headroom must be from 0 to below 1, not {options.headroom:g}")
+    if options.replicas < 1 or options.step_time < 1 or options.precision < 0:
+        raise LoadTestError("--replicas and --step-time must be at least 1, --precision at least 0")
+    if options.for_users and options.for_rate:
+        raise LoadTestError("--for-users and --for-rate exclude each other; give one")
 
 
 def _run(options: argparse.Namespace, passed: Sequence[str]) -> int:
-    began = time.monotonic()
-    steps: list[Step] = []
-
-    def attempt(load: float) -> Step:
-        step = _attempt(options, passed, load)
-        steps.append(step)
-        word = "held" if step.held else "not held: " + "; ".join(step.run.verdict.reasons)
-        elapsed = time.monotonic() - began
-        print(f"[{elapsed:6.0f} s] {load:g} {options.by}: {word}", file=sys.stderr, flush=True)
-        return step
-
+    runs = Runs(options, passed)
+    runs.warm_up()
     found = search(
-        attempt,
-        start=options.start,
-        highest=options.highest,
+        runs.attempt,
+        low=options.start,
+        high=options.highest,
         precision=options.precision,
         whole=options.by == "users",
     )
-    answer = conclude(found, users=options.for_users, think_time=options.think_time)
-    if answer is None:
-        print(f"not even {options.start:g} {options.by} is held; see {options.out}")
-        return objectives.EXIT_FAIL
-    best = max((step for step in found if step.held), key=lambda step: step.load)
+    wish = Wish(
+        users=options.for_users,
+        rate=options.for_rate,
+        think=options.think_time,
+        headroom=options.headroom,
+        tested=options.replicas,
+    )
+    result = answer(found.best, wish) if found.best else None
+    unit = "requests/s" if options.by == "rate" else "users"
+    code = EXIT_INVALID if found.blind else EXIT_PASS if found.best else EXIT_FAIL
+    text = sentence(found, result, unit=unit)
+    _keep(found, result, runs, text=text, code=code, folder=Path(options.out))
+    if options.json:
+        steps = [_evidence(*pair) for pair in zip(found.steps, runs.records, strict=True)]
+        known = dataclasses.asdict(result) if result else None
+        print(json.dumps({"exit_code": code, "capacity": text, "answer": known, "steps": steps}))
+    else:
+        print(_table(found, runs.records, unit=unit))
+        print(_words(text, result, wish), f"report: {options.out}", sep="\n")
+    return code
+
+
+def _keep(
+    found: Found, result: Answer | None, runs: Runs, *, text: str, code: int, folder: Path
+) -> None:
+    """Write the best run's record, or the last one's, with the search as evidence."""
+    pairs = list(zip(found.steps, runs.records, strict=True))
+    run = next((run for step, run in pairs if step is found.best), runs.records[-1])
+    word = {EXIT_PASS: "pass", EXIT_FAIL: "fail", EXIT_INVALID: "invalid"}[code]
+    reasons = () if code == EXIT_PASS else (text,)
     final = dataclasses.replace(
-        best.run,
-        name=f"capacity of {best.run.config['model']}",
+        run,
+        name=f"capacity of {run.config['model']}",
+        verdict=record.Verdict(result=word, reasons=reasons, exit_code=code),
         notes={
-            "by": options.by,
-            "steps": [step.evidence() for step in sorted(found, key=lambda step: step.load)],
-            "answer": {
-                name: None if value == math.inf else value
-                for name, value in dataclasses.asdict(answer).items()
-            },
+            "capacity": text,
+            "answer": dataclasses.asdict(result) if result else {},
+            "steps": [_evidence(step, each) for step, each in pairs],
         },
     )
-    folder = Path(options.out)
     record.write(final, folder)
     report.write(final, folder)
-    print(_text(found, answer, options))
-    return objectives.EXIT_PASS
 
 
-def _attempt(options: argparse.Namespace, passed: Sequence[str], load: float) -> Step:
-    folder = Path(options.out) / f"{options.by}-{load:g}"
-    amount = (
-        [f"--rate={load}"]
-        if options.by == "rate"
-        else [f"--users={load:g}", f"--spawn-rate={load:g}", f"--think-time={options.think_time}"]
-    )
-    command = [
-        *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"),
-        *(f"--run-time={options.step_time:g}s", f"--stop-timeout={options.stop_timeout:g}"),
-        *(f"--out={folder}", *amount, *passed),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == objectives.EXIT_INPUT or not (folder / "run.json").exists():
-        told = [line for line in done.stderr.splitlines() if "error:" in line]
-        text = (told or done.stderr.splitlines() or ["it said nothing"])[-1]
-        raise LoadTestError(text.removeprefix("error: "))
-    run = record.read(folder)
-    if run.verdict.result == "invalid":
-        raise InvalidRunError(f"at {load:g}: {'; '.join(run.verdict.reasons)}; see {folder}")
-    return Step(load=load, held=run.verdict.result == "pass", run=run)
+def _evidence(step: Step, run: Record) -> dict[str, Any]:
+    """What a report shows of a step."""
+    return {
+        "load": step.level,
+        "result": step.result,
+        "reasons": list(step.reasons),
+        "requests_per_second": step.requests_per_second,
+        "in_flight": step.in_flight,
+        "objectives": {each.name: each.measured for each in run.objectives},
+        "p95_latency_seconds": _p95(run, record.LATENCY),
+        "p95_ttft_seconds": _p95(run, record.TTFT),
+    }
 
 
-def _text(steps: Sequence[Step], answer: Answer, options: argparse.Namespace) -> str:
-    unit = "requests/s" if options.by == "rate" else "users"
-    lines = [f"{unit:>12} {'held':>5} {'p95 latency':>12} {'p95 TTFT':>10} {'in flight':>10}"]
-    for step in sorted(steps, key=lambda step: step.load):
-        seen = step.evidence()
-        latency, ttft = seen["p95_latency_seconds"], seen["p95_ttft_seconds"]
+def _table(found: Found, runs: Sequence[Record], *, unit: str) -> str:
+    lines = [f"{unit:>12} {'result':>8} {'p95 latency':>12} {'p95 TTFT':>10} {'in flight':>10}"]
+    for step, run in zip(found.steps, runs, strict=True):
+        latency, ttft = (_seconds(_p95(run, name)) for name in (record.LATENCY, record.TTFT))
         lines.append(
-            f"{step.load:12.4g} {'yes' if step.held else 'no':>5} {_seconds(latency):>12} "
-            f"{_seconds(ttft):>10} {seen['in_flight']:10.1f}"
+            f"{step.level:12.4g} {step.result:>8} {latency:>12} {ttft:>10} {step.in_flight:10.1f}"
         )
-    lines.append("")
-    lines.append(f"one replica holds {answer.load:.4g} {unit} within the objectives")
-    lines.append(
-        f"autoscaling.target: {answer.target}  ({HEADROOM:.0%} of {answer.in_flight:.1f} in flight)"
-    )
-    if answer.replicas is not None:
+    return "\n".join([*lines, ""])
+
+
+def _words(text: str, result: Answer | None, wish: Wish) -> str:
+    lines = textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
+    if result:
         lines.append(
-            f"replicas for {options.for_users} users, {options.think_time:g} s of thought: "
-            f"{answer.replicas}"
+            f"autoscaling.target: {result.target}  "
+            f"({1 - wish.headroom:.0%} of {result.in_flight:.1f} in flight)"
         )
-    return "\n".join([*lines, f"report: {options.out}"])
+        if result.replicas is not None:
+            lines.append(f"replicas for {wish.text}: {result.replicas}")
+    return "\n".join(lines)
 
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g} s"
 
 
-def _p95(found: Any, name: str) -> float | None:
-    distribution = found.get(name)
-    return distribution.quantile(95) if distribution is not None else None
+def _p95(run: Record, name: str) -> float | None:
+    found = run.distributions.get(name)
+    return found.quantile(95) if found is not None and found.count else None
 
 
 if __name__ == "__main__":
