@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from support import place
 
 FAST = "not slow and not gpu"
-ADDONS = ("monitoring",)
+ADDONS = ("monitoring", "keda")
 
 
 def stages() -> dict[str, Sequence[str]]:
