@@ -134,7 +134,7 @@ def test_bad_input_is_one_sentence_and_no_load(
 def test_a_worker_lost_in_the_middle_makes_the_run_invalid(
     start: Start, tmp_path: Path, grace: str
 ) -> None:
-    release = start(run=LONG | {"options": {"max-tokens": 5}})
+    release = start(run=LONG)
     loading(release)
     victim = running(release, "worker")[0]
     force = ["--force"] if grace == "0" else []
@@ -148,7 +148,7 @@ def test_a_worker_lost_in_the_middle_makes_the_run_invalid(
 
 
 def test_a_dead_master_is_a_failed_job_and_no_worker_stays(start: Start) -> None:
-    release = start(run=LONG | {"options": {"max-tokens": 5}})
+    release = start(run=LONG)
     loading(release)
     (master,) = running(release, "master")
     kubectl(release, "delete", "pod", master, "--grace-period=0", "--force", "--wait=false")
@@ -161,7 +161,7 @@ def test_a_dead_master_is_a_failed_job_and_no_worker_stays(start: Start) -> None
 
 
 def test_a_master_that_is_evicted_still_writes_its_report(start: Start, tmp_path: Path) -> None:
-    release = start(run=LONG | {"options": {"max-tokens": 5}})
+    release = start(run=LONG)
     loading(release)
     (master,) = running(release, "master")
     kubectl(release, "delete", "pod", master, "--wait=false")
