@@ -39,6 +39,7 @@
     (printf "--run-name=%s" (include "locust.runName" .))
     "--csv=/results/$(POD_NAME)/locust"
     "--csv-full-history"
+    "--json-file=/results/$(POD_NAME)/locust_stats"
     "--only-summary" -}}
 {{- if .Values.webUI.enabled -}}
 {{- $words = concat $words (list "--autostart" (printf "--autoquit=%d" (int .Values.webUI.lingerSeconds))) -}}
