@@ -1,0 +1,159 @@
+"""How much load the generator itself can make: stream events per second and worker core.
+
+    python load_testing/benchmarks/generator.py --workers 1 2 4 8 --out generator.json
+
+For each number of workers, streams of a server that costs little (ticker.py) are read by more and
+more users until the run calls itself invalid: a worker over 80 % of its core, or late. Give the
+machine a core for each worker and two more; with fewer the result says how many there were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LOCUSTFILE = HERE.parent / "locustfile.py"
+GAP_MS, TOKENS = 10, 200
+sys.path.insert(0, str(HERE.parent))
+
+
+def say(text: str) -> None:
+    """Print progress with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def tickers(count: int) -> Iterator[list[str]]:
+    """Run servers; give their URLs."""
+    words = [sys.executable, str(HERE / "ticker.py"), f"--gap-ms={GAP_MS}", f"--tokens={TOKENS}"]
+    running = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    try:
+        yield [f"http://127.0.0.1:{int(p.stdout.readline())}" for p in running if p.stdout]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(
+    hosts: list[str], folder: Path, *, workers: int, users: int, options: argparse.Namespace
+) -> Any:
+    """Run master and workers; return the record. Workers are spread over the servers."""
+    from triton_load import record
+
+    port = free_port()
+    base = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--loglevel=WARNING"]
+    test = ["--model=ticker", "--client=stream", "--stop-timeout=10"]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    crowd = [
+        subprocess.Popen(
+            [*base, "--worker", f"--master-port={port}", *test, f"--host={hosts[n % len(hosts)]}"],
+            **quiet,
+        )
+        for n in range(workers)
+    ]
+    master = [
+        *(*base, "--master", f"--master-bind-port={port}", "--master-bind-host=127.0.0.1"),
+        *(f"--expect-workers={workers}", "--expect-workers-max-wait=60", "--headless"),
+        *("--only-summary", f"-u={users}", f"-r={max(10, users // 2)}", f"-t={options.seconds}s"),
+        *(f"--out={folder}", f"--max-lag={options.max_lag}", *test, f"--host={hosts[0]}"),
+    ]
+    try:
+        subprocess.run(master, timeout=options.seconds + 120, check=False, **quiet)
+        for worker in crowd:
+            worker.wait(timeout=30)
+    finally:
+        for worker in crowd:
+            worker.kill()
+    return record.read(folder)
+
+
+def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Find the highest load of some workers that is still valid."""
+    from triton_load.search import BREAKS, HOLDS, Step, search
+
+    runs: list[dict[str, Any]] = []
+
+    def attempt(level: float) -> Step:
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(hosts, Path(folder), workers=workers, users=int(level), options=options)
+        events = found.totals.output_tokens_per_second
+        seen = {
+            "users": int(level),
+            "events_per_second": round(events),
+            "cpu_percent": round(found.workers.cpu_percent),
+            "cpu_us_per_event": round(1e4 * found.workers.cpu_percent * workers / events, 1),
+            "lag_p95_ms": round(1000 * found.workers.lag_seconds, 1),
+            "verdict": found.verdict.result,
+            "reasons": list(found.verdict.reasons),
+        }
+        runs.append(seen)
+        say(f"{workers} workers, {json.dumps(seen)}")
+        result = HOLDS if found.verdict.result == "pass" else BREAKS
+        return Step(level=level, result=result, reasons=found.verdict.reasons)
+
+    with tickers(max(1, (workers + 1) // 2)) as hosts:
+        found = search(attempt, low=options.users * workers, precision=0.15, whole=True)
+    best = [each for each in runs if found.best and each["users"] == found.best.level][-1:]
+    events = best[0]["events_per_second"] if best else 0
+    return {
+        "workers": workers,
+        "events_per_second": events,
+        "events_per_second_and_worker": round(events / workers),
+        "users": best[0]["users"] if best else 0,
+        "saturated_by": list(found.limit.reasons) if found.limit else [],
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--seconds", type=int, default=10, help="length of each run")
+    parser.add_argument("--users", type=int, default=20, help="users of a worker to begin with")
+    parser.add_argument("--max-lag", type=float, default=20, help="as of the load test, in ms")
+    parser.add_argument("--out", type=Path, default=Path("generator.json"))
+    options = parser.parse_args()
+    cores, before = os.cpu_count() or 1, os.getloadavg()[0]
+    results = [measure(workers, options) for workers in options.workers]
+    document = {
+        "machine": {
+            "cores": cores,
+            "processor": platform.processor() or platform.machine(),
+            "load_average_before": round(before, 1),
+        },
+        "python": platform.python_version(),
+        "stream": {"gap_ms": GAP_MS, "tokens": TOKENS},
+        "results": results,
+    }
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    for each in results:
+        enough = "" if cores >= each["workers"] + 2 else f"  (only {cores} cores)"
+        print(
+            f"{each['workers']} workers: {each['events_per_second']} events/s, "
+            f"{each['events_per_second_and_worker']} a worker{enough}"
+        )
+
+
+if __name__ == "__main__":
+    main()
