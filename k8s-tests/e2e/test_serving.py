@@ -36,11 +36,11 @@ def test_a_model_answers_through_the_http_route(served: Release, entrance: Door)
 
 
 def test_tokens_stream_through_the_ingress(entrance: Door) -> None:
-    body = json.dumps({"user_message": "a b c d", "max_tokens": 4}).encode()
+    body = json.dumps({"user_message": "a b c d", "max_tokens": 400}).encode()
     status, answer = entrance.request("POST", "/v2/models/simulated_stream/generate_stream", body)
     events = [json.loads(line[5:]) for line in answer.split(b"\n") if line.startswith(b"data:")]
     assert status == 200
-    assert "".join(event["text_output"] for event in events).split() == ["a", "b", "c", "d"]
+    assert "".join(event["text_output"] for event in events).split() == ["a", "b", "c", "d"] * 100
     assert events[-1]["finish_reason"] == "length"
     assert len(events) >= 2, "the answer came as one piece"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import psutil
 from gevent.pool import Pool
 from locust.env import Environment
@@ -213,7 +214,6 @@ def attach(environment: Environment, options: Options) -> Session:
     session = _wait_for_server(environment, options)
     runner = environment.runner
     setattr(environment, _KEY, session)
-    environment.events.test_start.add_listener(lambda **_: _begin(session))
     if isinstance(runner, WorkerRunner):
         environment.events.report_to_master.add_listener(
             lambda data, **_: data.update({_KEY: _report(session)})
@@ -251,8 +251,18 @@ def start(environment: Environment) -> None:
     """Attach a session for the command line; ends the process with 2 when it cannot start."""
     parsed = environment.parsed_options
     assert parsed is not None  # noqa: S101
+    attached = gevent.event.Event()
+
+    def begin(**_: Any) -> None:
+        # A worker is known to the master before it has asked the server anything: its users, and
+        # with them the master's message to start them, wait until it has.
+        attached.wait()
+        _begin(of(environment))
+
+    environment.events.test_start.add_listener(begin)
     try:
         attach(environment, read(parsed))
+        attached.set()
     except LoadTestError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(objectives.EXIT_INPUT)

@@ -295,7 +295,7 @@ def test_a_gauge_of_a_pod_becomes_a_metric_that_an_autoscaler_reads(
         found: str = json.loads(answer)["items"][0]["value"]
         return found
 
-    assert until(value, seconds=90) == "9"
+    assert until(value, seconds=180) == "9"
 
 
 def test_series_about_an_object_carry_its_labels_not_those_of_the_exporter(
