@@ -101,7 +101,9 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
             "users": int(level),
             "events_per_second": round(events),
             "cpu_percent": round(found.workers.cpu_percent),
-            "cpu_us_per_event": round(1e4 * found.workers.cpu_percent * workers / events, 1),
+            "cpu_us_per_event": round(
+                1e4 * found.workers.cpu_percent * workers / max(1.0, events), 1
+            ),
             "lag_p95_ms": round(1000 * found.workers.lag_seconds, 1),
             "verdict": found.verdict.result,
             "reasons": list(found.verdict.reasons),
