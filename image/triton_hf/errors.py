@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+# What the commands `sync` and `wait` return.
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_ACCESS = 3
+EXIT_NOT_FOUND = 4
+EXIT_DISK = 5
+EXIT_HUB = 6
+EXIT_TIMEOUT = 7
+EXIT_CODES = {
+    EXIT_FAILED: "something unexpected; the log has it",
+    EXIT_USAGE: "the command line or the specification is wrong",
+    EXIT_ACCESS: "the token is missing, wrong, or has no access to a gated repository",
+    EXIT_NOT_FOUND: "no such repository or revision, or it holds no safetensors",
+    EXIT_DISK: "the volume is full or not writable",
+    EXIT_HUB: "the Hub cannot be reached or fails",
+    EXIT_TIMEOUT: "waited too long",
+}
+
 
 class TritonHFError(Exception):
     """Base of all errors of this package; `str(error)` is one sentence that names the fault."""
@@ -27,7 +45,7 @@ class StoreError(TritonHFError):
     """The model store could not be filled or read.
 
     Attributes:
-        exit_code: What a command that fails with it returns (`EXIT_CODES` in `store`).
+        exit_code: What a command that fails with it returns (`EXIT_CODES`).
     """
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:

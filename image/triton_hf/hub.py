@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from triton_hf.errors import StoreError
-from triton_hf.store import EXIT_ACCESS, EXIT_FAILED, EXIT_HUB, EXIT_NOT_FOUND, read_token
+from triton_hf.errors import EXIT_ACCESS, EXIT_FAILED, EXIT_HUB, EXIT_NOT_FOUND, StoreError
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 ATTEMPTS = 5
@@ -80,6 +79,24 @@ def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
 
     with _sentences(repo_id, revision, token):
         return Path(_with_retries(download))
+
+
+def read_token() -> str | None:
+    """The Hub token: from the file `HF_TOKEN_PATH`, else from `HF_TOKEN`, else None.
+
+    Raises:
+        StoreError: `HF_TOKEN_PATH` names a file that cannot be read.
+    """
+    if path := os.environ.get("HF_TOKEN_PATH"):
+        try:
+            return Path(path).read_text("utf-8").strip() or None
+        except FileNotFoundError:
+            pass  # an optional Secret that is not there
+        except (OSError, UnicodeDecodeError):
+            raise StoreError(
+                f"the token file {path} cannot be read", exit_code=EXIT_ACCESS
+            ) from None
+    return os.environ.get("HF_TOKEN", "").strip() or None
 
 
 def _with_retries(action: Callable[[], _Result]) -> _Result:

@@ -7,61 +7,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
-from triton_hf.errors import SettingsError, TritonHFError
-from triton_hf.pbtxt import STREAM_SUFFIX, model_config, read_config, string_parameters
-from triton_hf.settings import parameter_names, parse_settings
-from triton_hf.store import ModelSpec
+from triton_hf.errors import TritonHFError
+from triton_hf.pbtxt import model_config, read_config, string_parameters
+from triton_hf.specification import ModelSpec, all_parameters, check_spec
 
 MODEL = '''"""Serves the model that config.pbtxt names."""
 
 from triton_hf.adapter import TextModel as TritonPythonModel  # noqa: F401
 '''
-# Triton takes more, but a name is also part of a URL path, a metric label and a Helm key.
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def check_spec(spec: ModelSpec) -> None:
-    """Check everything about a model that can be known without downloading it.
-
-    Raises:
-        SettingsError: The text names the model and the field.
-    """
-    if not _NAME.fullmatch(spec.name) or spec.name.endswith(STREAM_SUFFIX):
-        raise SettingsError(
-            f"model '{spec.name}': a name has up to 63 of a-z, 0-9, '.', '_' and '-', and does "
-            f"not end with '{STREAM_SUFFIX}'"
-        )
-    if spec.engine == "simulated":
-        if spec.repository is not None:
-            raise SettingsError(f"model '{spec.name}': a simulated model has no 'repository'")
-    elif not isinstance(spec.repository, str) or not _REPOSITORY.fullmatch(spec.repository):
-        raise SettingsError(f"model '{spec.name}': 'repository' must be ORG/NAME on the Hub")
-    if reserved := {"engine", "repo_id", "revision"} & set(spec.parameters):
-        raise SettingsError(
-            f"model '{spec.name}': '{sorted(reserved)[0]}' is a field of the model itself, "
-            "not of its 'parameters'"
-        )
-    try:
-        parse_settings(all_parameters(spec))
-    except SettingsError as error:
-        raise SettingsError(f"model '{spec.name}': {error}") from None
-
-
-def all_parameters(spec: ModelSpec) -> dict[str, str]:
-    """Parameters of config.pbtxt for a model, in file order."""
-    values = {"engine": spec.engine, **spec.parameters}
-    if spec.repository is not None:
-        values["repo_id"] = spec.repository
-    if spec.revision is not None:
-        values["revision"] = spec.revision
-    first = ("engine", "repo_id", "revision", *parameter_names(spec.engine))
-    ordered = {name: values[name] for name in first if name in values}
-    return {**ordered, **values}
 
 
 def write_model(repository: Path, spec: ModelSpec) -> Path:

@@ -24,43 +24,25 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from triton_hf.errors import SettingsError, StoreError
+from triton_hf.errors import (
+    EXIT_CODES,
+    EXIT_DISK,
+    EXIT_NOT_FOUND,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    StoreError,
+)
+from triton_hf.hub import download_snapshot, download_to_cache, read_token, resolve_commit
 from triton_hf.pbtxt import read_config, string_parameters
+from triton_hf.repository import write_model
+from triton_hf.specification import ModelSpec, read_spec
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_ACCESS = 3
-EXIT_NOT_FOUND = 4
-EXIT_DISK = 5
-EXIT_HUB = 6
-EXIT_TIMEOUT = 7
-EXIT_CODES = {
-    EXIT_FAILED: "something unexpected; the log has it",
-    EXIT_USAGE: "the command line or the specification is wrong",
-    EXIT_ACCESS: "the token is missing, wrong, or has no access to a gated repository",
-    EXIT_NOT_FOUND: "no such repository or revision, or it holds no safetensors",
-    EXIT_DISK: "the volume is full or not writable",
-    EXIT_HUB: "the Hub cannot be reached or fails",
-    EXIT_TIMEOUT: "waited too long",
-}
 PROGRESS_SECONDS = 8
 LOCK_SECONDS = 3600
 KEPT_GENERATIONS = 2
 _GENERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """One entry of the specification: what a person wrote under `models.<name>`."""
-
-    name: str
-    engine: str = "transformers"
-    repository: str | None = None
-    revision: str | None = None
-    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Progress:
@@ -103,59 +85,6 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-# The specification.
-
-
-def read_spec(path: Path) -> list[ModelSpec]:
-    """Read and check the specification file.
-
-    Raises:
-        StoreError: It is not readable, or an entry is wrong; the text names the entry.
-    """
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {path}: {error}", exit_code=EXIT_USAGE) from None
-    models = document.get("models") if isinstance(document, dict) else None
-    if not isinstance(models, dict) or not models:
-        raise StoreError(
-            f'{path} must be {{"models": {{NAME: ...}}}} with at least one model',
-            exit_code=EXIT_USAGE,
-        )
-    try:
-        return [_model_spec(name, entry) for name, entry in sorted(models.items())]
-    except SettingsError as error:
-        raise StoreError(str(error), exit_code=EXIT_USAGE) from None
-
-
-def _model_spec(name: str, entry: Any) -> ModelSpec:
-    from triton_hf.repository import check_spec
-
-    known = {"engine", "repository", "revision", "parameters"}
-    if not isinstance(entry, dict) or set(entry) - known:
-        raise SettingsError(f"model '{name}' may have {', '.join(sorted(known))}, nothing else")
-    parameters = entry.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise SettingsError(f"model '{name}': 'parameters' must be an object")
-    spec = ModelSpec(
-        name=name,
-        engine=entry.get("engine") or "transformers",
-        repository=entry.get("repository"),
-        revision=entry.get("revision"),
-        parameters={key: _parameter_text(value) for key, value in parameters.items()},
-    )
-    check_spec(spec)
-    return spec
-
-
-def _parameter_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # Helm turns whole numbers into 8.0
-    return str(value)
-
-
 # Where the server finds weights.
 
 
@@ -170,8 +99,6 @@ def locate_weights(*, repo_id: str, revision: str | None) -> Path:
     """
     store = os.environ.get("TRITON_HF_STORE")
     if not store:
-        from triton_hf.hub import download_to_cache
-
         return download_to_cache(repo_id=repo_id, revision=revision)
     folder = weights_folder(Path(store), repo_id, revision or "")
     if revision is None or not folder.is_dir():
@@ -230,8 +157,6 @@ def _sync_locked(
 
 def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) -> str:
     """Make sure that the weights of a model are published; return their commit."""
-    from triton_hf.hub import download_snapshot, resolve_commit
-
     repo_id = spec.repository or ""
     if spec.revision is not None and _COMMIT.fullmatch(spec.revision):
         commit = spec.revision
@@ -264,8 +189,6 @@ def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) 
 def _publish_repository(
     models: list[ModelSpec], commits: Mapping[str, str], store: Path, generation: str
 ) -> None:
-    from triton_hf.repository import write_model
-
     root = store / "repository"
     partial = root / f".{generation}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -430,24 +353,6 @@ def wait_for(store: Path, generation: str, seconds: float) -> None:
             said = now
         time.sleep(min(0.5, max(0.0, end - now)))
     progress.say(f"generation {generation} is there")
-
-
-def read_token() -> str | None:
-    """The Hub token: from the file `HF_TOKEN_PATH`, else from `HF_TOKEN`, else None.
-
-    Raises:
-        StoreError: `HF_TOKEN_PATH` names a file that cannot be read.
-    """
-    if path := os.environ.get("HF_TOKEN_PATH"):
-        try:
-            return Path(path).read_text("utf-8").strip() or None
-        except FileNotFoundError:
-            pass  # an optional Secret that is not there
-        except (OSError, UnicodeDecodeError):
-            raise StoreError(
-                f"the token file {path} cannot be read", exit_code=EXIT_ACCESS
-            ) from None
-    return os.environ.get("HF_TOKEN", "").strip() or None
 
 
 def _write_termination_log(text: str) -> None:

@@ -13,7 +13,7 @@ from running import ROOT, Known, known_server, locust, measured
 
 from triton_hf.embedded import Server, running_server
 from triton_hf.repository import write_model
-from triton_hf.store import ModelSpec
+from triton_hf.specification import ModelSpec
 from triton_load import record
 
 SCHEMA = "model_repository/llama3-8b/config.pbtxt"

@@ -16,7 +16,7 @@ from support.hub.server import HubServer, running_hub
 from support.models import REPOSITORY
 from triton_hf.embedded import running_server
 from triton_hf.repository import write_model
-from triton_hf.store import ModelSpec
+from triton_hf.specification import ModelSpec
 
 SHM_BYTES = 256 * 1024 * 1024
 

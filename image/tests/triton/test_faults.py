@@ -20,7 +20,7 @@ from triton_testing import Client, eventually
 from triton_hf import probe
 from triton_hf.embedded import EmbeddedError, Server, running_server
 from triton_hf.repository import write_model
-from triton_hf.store import ModelSpec
+from triton_hf.specification import ModelSpec
 
 
 @pytest.fixture

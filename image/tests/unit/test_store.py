@@ -16,17 +16,16 @@ from triton_testing import eventually
 
 from support.hub.server import Faults, HubServer, running_hub
 from triton_hf import store as store_module
-from triton_hf.pbtxt import read_config, string_parameters
-from triton_hf.store import (
+from triton_hf.errors import (
     EXIT_ACCESS,
     EXIT_DISK,
     EXIT_HUB,
     EXIT_NOT_FOUND,
     EXIT_TIMEOUT,
     EXIT_USAGE,
-    marker_path,
-    weights_folder,
 )
+from triton_hf.pbtxt import read_config, string_parameters
+from triton_hf.store import marker_path, weights_folder
 
 OPEN, GATED, TOKEN = "org/open", "org/gated", "hf_a_token_that_must_not_be_seen"
 COMMIT, GATED_COMMIT = "a" * 40, "b" * 40
