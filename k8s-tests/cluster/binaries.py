@@ -555,13 +555,6 @@ def _download(module: str, folder: Path) -> dict[str, str]:
     return found
 
 
-def kubeconform_schemas() -> Path:
-    """Return the folder of kubeconform's schemas (see cluster.schemas), making it if needed."""
-    from cluster import schemas  # It needs a YAML reader; building programs does not.
-
-    return schemas.schemas()
-
-
 def _run(
     component: Component,
     words: Sequence[str],

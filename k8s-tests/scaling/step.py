@@ -24,68 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from scaling import load, step_plot
-from scaling.watch import Timeline, Watcher
+from scaling.rounds import Plan, Round, Stage
+from scaling.watch import Watcher
 from support import helm, install, place, wait
 from support.helm import Release
 from support.prometheus import Prometheus, in_cluster
 
 WINDOW = 5.0  # seconds of answers that one p95 is taken over
 SIGNAL = "sum(triton_hf_requests_running{{{labels}}}) + sum(triton_hf_requests_waiting{{{labels}}})"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What one round does.
-
-    Attributes:
-        target: requests in flight that the autoscaler wants in a pod; the load at 1x.
-        factor: how much more the high load is.
-        low_seconds: how long 1x is held before the step.
-        high_seconds: longest time at the high load; it ends sooner when all is ready and quick.
-        settle_seconds: longest time for the way back after the load ended.
-        objective: p95 in seconds that the answers must keep; None takes 1.5 times that of 1x.
-    """
-
-    target: int
-    factor: int = 4
-    low_seconds: float = 20.0
-    high_seconds: float = 120.0
-    settle_seconds: float = 600.0
-    objective: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Round:
-    """Times of one round, in seconds after the step up (or, for `back_seconds`, after the end).
-
-    None means: did not happen in the time allowed.
-    """
-
-    at: float
-    ended: float
-    p95_low_seconds: float
-    objective_seconds: float
-    signal_crossed_seconds: float | None
-    decided_seconds: float | None
-    scheduled_seconds: float | None
-    ready_seconds: float | None
-    all_ready_seconds: float | None
-    p95_back_seconds: float | None
-    most_replicas: int
-    back_seconds: float | None
-    requests: int
-    failed: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """The parts that a round plays with."""
-
-    driver: load.Load
-    timeline: Timeline
-    prometheus: Prometheus
-    labels: str
-    least: int
 
 
 def say(text: str) -> None:

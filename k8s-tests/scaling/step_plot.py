@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from scaling.rounds import Plan, Round, Stage
 from support.prometheus import Series
-
-if TYPE_CHECKING:
-    from scaling.step import Plan, Round, Stage
 
 MARKS = {
     "signal_crossed_seconds": "signal crossed",
