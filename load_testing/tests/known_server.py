@@ -39,6 +39,7 @@ class KnownServer:
         self.log: list[list[float]] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived = time.perf_counter()
         try:
             first = await reader.readexactly(1)
             if not first.isalpha():  # not HTTP: a TLS hello, for example
@@ -52,7 +53,7 @@ class KnownServer:
             await reader.readexactly(length[0] if length else 0)
             path = head.split(b" ")[1].decode()
             if path.endswith("/generate_stream"):
-                await self.stream(writer)
+                await self.stream(writer, arrived)
             else:
                 self.tell(writer, path)
             await writer.drain()
@@ -67,8 +68,8 @@ class KnownServer:
         status = b"200 OK" if known else b"404 Not Found"
         writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
 
-    async def stream(self, writer: asyncio.StreamWriter) -> None:
-        moments = [time.perf_counter()]
+    async def stream(self, writer: asyncio.StreamWriter, arrived: float) -> None:
+        moments = [arrived]
         self.log.append(moments)
         async with self.slots:
             due = time.perf_counter() + self.options.ttft_ms / 1000

@@ -14,7 +14,7 @@ from running import Known, known_server, measured, start_locust
 from triton_load import record
 
 TOKENS = 20
-CALM_SECONDS = 0.0015
+CALM_SECONDS = 0.001
 STREAM = ("--client=stream", "--model=known", "--stop-timeout=20")
 
 
