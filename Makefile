@@ -67,6 +67,11 @@ chart: venv ## Tests of the rendered charts
 e2e: venv ## Tests on the cluster of `make up`
 	@$(PY) -m pytest -m "cluster and not slow and not gpu"
 
+.PHONY: bench
+bench: venv ## Measure the load test itself: its error, its agreement with another client, its limit
+	@$(PY) -m pytest -s -q -m "slow and not cluster and not faults" load_testing/tests
+	@$(PY) load_testing/benchmarks/generator.py --workers 1
+
 .PHONY: test
-test: venv ## Everything, in the order of cost; skips what this machine cannot do, with the reason
+test: venv ## Everything; skips what this machine cannot do, with the reason
 	@$(PY) -m support.test

@@ -1,4 +1,4 @@
-"""`make test`: every stage in the order of its cost, each with its own closing line.
+"""`make test`: every stage, each with its own closing line.
 
 Stages go on after a failure, so that one run shows everything that is broken; the exit code is 1
 when any of them failed. Nothing is tried twice.
@@ -26,9 +26,10 @@ def stages() -> dict[str, Sequence[str]]:
     embedded = place.foreign_kubeconfig() is None
     return {
         "lint": [sys.executable, "-m", "support.lint"],
-        "unit": [*pytest, "-m", f"not triton and not chart and not cluster and {FAST}"],
+        # Before the unit tests: some of them look at the programs that it builds.
         "up": [sys.executable, "-m", "support.up"],
         **({"addons": addons} if embedded else {}),
+        "unit": [*pytest, "-m", f"not triton and not chart and not cluster and {FAST}"],
         "chart": [*pytest, "-m", f"chart and not cluster and {FAST}"],
         "serving": [*pytest, "-m", f"triton and not cluster and {FAST}"],
         "cluster": [*pytest, "-m", f"cluster and {FAST}"],

@@ -47,6 +47,7 @@ def theirs(host: str) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.slow  # a benchmark, in turns with its peer
 def test_tokens_agree_within_3_percent_and_first_tokens_within_5(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -43,6 +43,7 @@ def streams(
         return found, server.log()
 
 
+@pytest.mark.slow  # a benchmark: it measures milliseconds
 @pytest.mark.parametrize("percent", [50, 95])
 def test_time_to_first_token_is_within_2_ms_of_the_server(
     streams: tuple[record.Record, list[list[float]]], percent: int
@@ -53,6 +54,7 @@ def test_time_to_first_token_is_within_2_ms_of_the_server(
     assert found.distributions[record.TTFT].quantile(percent) == pytest.approx(true, abs=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("percent", [50, 95])
 def test_inter_token_time_is_within_2_ms_of_the_server(
     streams: tuple[record.Record, list[list[float]]], percent: int
@@ -103,6 +105,7 @@ def test_an_open_loop_shows_the_queue_and_not_a_lower_rate(tmp_path: Path) -> No
     assert found.totals.requests + found.totals.unfinished == len(log)
 
 
+@pytest.mark.slow
 def test_poisson_arrivals_have_the_spacing_of_poisson(tmp_path: Path) -> None:
     with known_server(ttft_ms=1, gap_ms=1, tokens=1) as server:
         words = (*STREAM, f"--host={server.host}", "--rate=80", "-u=4", "-t=8s", "--seed=5")
