@@ -1,7 +1,8 @@
-"""The heartbeat of a model's engine: a small file that the probes read.
+"""The heartbeat of a model's process: a small file that the probes read.
 
-Triton 2.51 stays ready for ever when a model's process has died or hangs, so the engine says
-itself that it is alive. The reader is `probe.py`, which uses the standard library only.
+Triton 2.51 stays ready for ever when a model's process has died or hangs, so engines and streaming
+companions say themselves that they are alive. The reader is `probe.py`, which uses the standard
+library only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Heartbeat:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def beat(self, *, state: str, running: int, waiting: int) -> None:
-        """Say that the engine's loop is alive. `state` is `loading` or `serving`."""
+        """Say that the writer's loop is alive. `state` is `loading` or `serving`."""
         now = time.monotonic()
         shape = (state, running + waiting > 0)
         if shape == self._shape and now - self._last < BEAT_SECONDS:

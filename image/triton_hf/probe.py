@@ -1,11 +1,15 @@
 """Exec probes of a server: startup, ready and live. Standard library only, for a fast start.
 
 Triton 2.51 stays ready for ever when a model's process has died or hangs, so the probes also
-read the heartbeat files that the engines write.
+read the heartbeat files that models and their streaming companions write, idle or busy.
 
-  startup, ready  Triton and all its models are ready, and every model's process lives
-  live            Triton answers, every model's process lives, and no engine that had work has
-                  been silent for longer than TRITON_HF_STALE_SECONDS (default 60)
+  startup, ready  Triton and all its models are ready, every model's process lives, and none has
+                  been silent for longer than TRITON_HF_UNREADY_SECONDS (default 20)
+  live            Triton answers, every model's process lives, and none has been silent for longer
+                  than TRITON_HF_STALE_SECONDS (default 60)
+
+A model that hangs leaves the rotation first and is restarted later: a long prefill is silent, too,
+and comes back by itself.
 """
 
 import json
@@ -16,6 +20,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+DEFAULT_UNREADY_SECONDS = 20.0
 DEFAULT_STALE_SECONDS = 60.0
 KINDS = ("startup", "ready", "live")
 
@@ -63,19 +68,26 @@ def _model_problem(file: Path, kind: str) -> str | None:
     try:
         beat = json.loads(file.read_text("utf-8"))
         pid, silent = int(beat["pid"]), time.monotonic() - float(beat["monotonic"])
-        queued = int(beat["running"]) + int(beat["waiting"])
+        state, queued = beat["state"], int(beat["running"]) + int(beat["waiting"])
     except FileNotFoundError:
         return None  # the model was unloaded between the listing and now
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"the heartbeat of model '{model}' cannot be read: {error!r}"
     if not _alive(pid):
         return f"the process of model '{model}' (pid {pid}) has died"
-    if kind != "live":
-        return f"model '{model}' is loading" if beat["state"] == "loading" else None
-    stale = float(os.environ.get("TRITON_HF_STALE_SECONDS") or DEFAULT_STALE_SECONDS)
-    if queued and beat["state"] == "serving" and silent > stale:
-        return f"the engine of model '{model}' has been silent for {silent:.0f} s with work queued"
+    if state == "loading":
+        return f"model '{model}' is loading" if kind != "live" else None
+    if silent > _silence_allowed(kind):
+        return f"model '{model}' has been silent for {silent:.0f} s with {queued} requests queued"
     return None
+
+
+def _silence_allowed(kind: str) -> float:
+    """Seconds; a server that is restarted for a silence is not ready in it either."""
+    stale = float(os.environ.get("TRITON_HF_STALE_SECONDS") or DEFAULT_STALE_SECONDS)
+    if kind == "live":
+        return stale
+    return min(stale, float(os.environ.get("TRITON_HF_UNREADY_SECONDS") or DEFAULT_UNREADY_SECONDS))
 
 
 def _alive(pid: int) -> bool:

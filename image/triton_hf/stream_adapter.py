@@ -25,6 +25,7 @@ from triton_hf.adapter import (
 )
 from triton_hf.answers import Answer
 from triton_hf.errors import RequestError
+from triton_hf.health import Heartbeat, heartbeat_path
 from triton_hf.requests import wants_stream
 from triton_hf.responder import Responder
 from triton_hf.runtime import socket_path
@@ -44,6 +45,8 @@ class StreamModel:
         self._link: _Link | None = None
         self._senders = [_Sender() for _ in range(SENDER_THREADS)]
         self._stopping = threading.Event()
+        self._heartbeat = Heartbeat(heartbeat_path(args["model_name"]))
+        self._beat()
         self._watch = threading.Thread(target=self._watch_clients, name="watch", daemon=True)
         self._watch.start()
 
@@ -67,6 +70,7 @@ class StreamModel:
             self._link.close()
         for sender in self._senders:
             sender.stop()
+        self._heartbeat.remove()
 
     def _pass_on(self, request: Any, sender: Responder) -> None:
         parameters = request.parameters()
@@ -90,8 +94,13 @@ class StreamModel:
 
     def _watch_clients(self) -> None:
         while not self._stopping.wait(CANCEL_POLL_SECONDS):
+            self._beat()
             if self._link is not None:
                 self._link.cancel_abandoned()
+
+    def _beat(self) -> None:
+        running = 0 if self._link is None else self._link.open_requests
+        self._heartbeat.beat(state="serving", running=running, waiting=0)
 
 
 class _Link:
@@ -107,6 +116,11 @@ class _Link:
         self._connection.connect(str(socket_path(model)))
         self._outbox = wire.Outbox(self._connection, on_broken=self._break)
         threading.Thread(target=self._read, name="stream-read", daemon=True).start()
+
+    @property
+    def open_requests(self) -> int:
+        with self._lock:
+            return len(self._open)
 
     def submit(self, message: dict[str, Any], sender: Responder) -> None:
         with self._lock:

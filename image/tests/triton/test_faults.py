@@ -45,8 +45,8 @@ def run_probe(server: Server, kind: str, *, stale: float = 60) -> tuple[int, str
     return result.returncode, result.stderr
 
 
-def engine_pid(server: Server) -> int:
-    return int(json.loads((server.runtime / "health/m.json").read_text())["pid"])
+def engine_pid(server: Server, model: str = "m") -> int:
+    return int(json.loads((server.runtime / f"health/{model}.json").read_text())["pid"])
 
 
 def test_a_stub_that_dies_is_seen_by_every_probe_and_its_streams_end_with_an_error(
@@ -72,30 +72,57 @@ def failing(server: Server, kind: str) -> tuple[int, str]:
     return result
 
 
-def test_a_stub_that_hangs_with_work_queued_fails_liveness(server: Server) -> None:
+def test_a_streaming_companion_that_dies_is_seen_by_every_probe(server: Server) -> None:
+    assert run_probe(server, "ready") == (0, "")
+    pid = engine_pid(server, "m_stream")
+    os.kill(pid, signal.SIGKILL)
+    for kind in ("ready", "live"):
+        status, words = eventually(lambda kind=kind: failing(server, kind))
+        assert (status, f"the process of model 'm_stream' (pid {pid}) has died" in words) == (
+            1,
+            True,
+        )
+
+
+@pytest.mark.parametrize("model", ["m", "m_stream"])
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_stub_that_hangs_fails_readiness_and_liveness_until_it_goes_on(
+    server: Server, model: str, busy: bool
+) -> None:
     stream = Client(server).open_stream("m", user_message="a b", max_tokens=1000)
-    next(stream.events())
-    pid = engine_pid(server)
+    if busy:
+        next(stream.events())
+    else:
+        stream.close()
+        eventually(lambda: Client(server).metrics("m")["triton_hf_requests_running"] == 0)
+    pid = engine_pid(server, model)
     os.kill(pid, signal.SIGSTOP)
     try:
-        eventually(lambda: run_probe(server, "live", stale=2)[0] == 1)
-        assert "with work queued" in run_probe(server, "live", stale=2)[1]
+        for kind in ("ready", "live"):
+            eventually(lambda kind=kind: run_probe(server, kind, stale=2)[0] == 1)
+            assert f"model '{model}' has been silent for" in run_probe(server, kind, stale=2)[1]
     finally:
         os.kill(pid, signal.SIGCONT)
-    eventually(lambda: run_probe(server, "live", stale=2)[0] == 0)
+    for kind in ("ready", "live"):
+        eventually(lambda kind=kind: run_probe(server, kind, stale=2)[0] == 0)
     stream.close()
 
 
 def test_idle_and_busy_models_are_alive(server: Server) -> None:
-    def beaten() -> float:
-        return float(json.loads((server.runtime / "health/m.json").read_text())["monotonic"])
+    def beaten() -> list[float]:
+        files = sorted((server.runtime / "health").glob("*.json"))
+        assert [file.stem for file in files] == ["m", "m_stream"]
+        return [float(json.loads(file.read_text())["monotonic"]) for file in files]
+
+    def both_beat(first: list[float]) -> bool:
+        return all(new > old for new, old in zip(beaten(), first, strict=True))
 
     first = beaten()
-    eventually(lambda: beaten() > first)  # idle, and beating
+    eventually(lambda: both_beat(first))  # idle, and beating
     assert run_probe(server, "live", stale=3)[0] == 0
     with contextlib.closing(Client(server).open_stream("m", user_message="a", max_tokens=1000)):
         first = beaten()
-        eventually(lambda: beaten() > first)  # busy, and beating
+        eventually(lambda: both_beat(first))  # busy, and beating
         assert run_probe(server, "live", stale=3)[0] == 0
 
 

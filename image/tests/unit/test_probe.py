@@ -53,12 +53,11 @@ LONG_AGO = -10_000.0
     [
         ("live", {}, None),
         ("ready", {}, None),
-        ("live", {"monotonic": LONG_AGO}, None),  # idle: silence is no fault
         ("live", {"running": 4}, None),  # busy and alive
-        ("live", {"running": 1, "monotonic": LONG_AGO}, "silent for"),
-        ("live", {"waiting": 1, "monotonic": LONG_AGO}, "with work queued"),
+        ("live", {"monotonic": LONG_AGO}, "silent for"),  # idle models beat as well
+        ("live", {"running": 1, "waiting": 2, "monotonic": LONG_AGO}, "with 3 requests queued"),
         ("live", {"state": "loading", "monotonic": LONG_AGO}, None),
-        ("ready", {"running": 1, "monotonic": LONG_AGO}, None),
+        ("ready", {"monotonic": LONG_AGO}, "silent for"),
         ("startup", {"state": "loading"}, "model 'm' is loading"),
         ("live", {"pid": 2**22 + 1}, "has died"),
         ("ready", {"pid": 2**22 + 1}, "has died"),
@@ -70,6 +69,25 @@ def test_a_heartbeat_is_judged(tmp_path: Path, kind: str, changes: dict, words: 
     beat(tmp_path, **changes)
     problem = probe.find_problem(kind)
     assert problem is None if words is None else words in (problem or "")
+
+
+@pytest.mark.parametrize(
+    ("silent", "stale", "ready", "live"),
+    [(10, 60, True, True), (30, 60, False, True), (70, 60, False, False), (15, 10, False, False)],
+)
+@pytest.mark.usefixtures("triton")
+def test_a_silent_model_leaves_the_rotation_before_it_is_restarted(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    silent: float,
+    stale: float,
+    ready: bool,
+    live: bool,
+) -> None:
+    monkeypatch.setenv("TRITON_HF_STALE_SECONDS", str(stale))
+    beat(tmp_path, monotonic=time.monotonic() - silent)
+    assert (probe.find_problem("ready") is None) is ready
+    assert (probe.find_problem("live") is None) is live
 
 
 @pytest.mark.usefixtures("triton")
