@@ -53,14 +53,20 @@ def start_hub() -> None:
     """Start the mirror of the Hub if it does not answer.
 
     Raises:
-        ServiceError: when it does not listen within 120 s; the first start makes its model.
+        ServiceError: when its model cannot be made, or it does not listen within 120 s.
     """
+    if answers(plan.HUB_PORT):
+        return
     python = ROOT / ".venv" / "bin" / "python"
     words = [
         *(str(python if python.exists() else sys.executable), "-m", "support.hub"),
         *("--listen", f"{plan.SERVICES_ADDRESS}:{plan.HUB_PORT}"),
         *("--root", str(cache() / "hub")),
     ]
+    # Here, because inside the fabric there is no way out to download anything.
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")}
+    if subprocess.run([*words, "--fill"], env=env, cwd=ROOT, check=False).returncode:
+        raise ServiceError("the Hub mirror has no model to serve; the message above says why")
     _start("hub", words, plan.HUB_PORT, seconds=120)
 
 

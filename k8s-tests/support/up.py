@@ -34,10 +34,11 @@ def embedded_steps() -> list[Step]:
         Step(name="cluster", command=[sys.executable, "-m", "cluster", "up"]),
         Step(name="environment", command=["make", "--no-print-directory", "venv"]),
         Step(
-            name="hub",
-            command=[PYTHON, "-m", "cluster", "hub"],
-            after=("environment", "cluster"),
+            name="model",
+            command=[PYTHON, "-m", "support.hub", "--fill", "--root", str(place.cache() / "hub")],
+            after=("environment",),
         ),
+        Step(name="hub", command=[PYTHON, "-m", "cluster", "hub"], after=("model", "cluster")),
         Step(name="image-light", command=build_command("light")),
         Step(name="image", command=build_command("full"), after=("image-light",)),
     ]
