@@ -4,7 +4,7 @@ Triton 2.51 stays ready for ever when a model's process has died or hangs, so th
 read the heartbeat files that models and their streaming companions write, idle or busy.
 
   startup, ready  Triton and all its models are ready, every model's process lives, and none has
-                  been silent for longer than TRITON_HF_UNREADY_SECONDS (default 20)
+                  been silent for longer than TRITON_HF_UNREADY_SECONDS (default 40)
   live            Triton answers, every model's process lives, and none has been silent for longer
                   than TRITON_HF_STALE_SECONDS (default 60)
 
@@ -20,7 +20,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-DEFAULT_UNREADY_SECONDS = 20.0
+# With two probes five seconds apart a hang is out of the rotation within a minute, and a CPU may
+# take most of a minute for the prompts of all slots.
+DEFAULT_UNREADY_SECONDS = 40.0
 DEFAULT_STALE_SECONDS = 60.0
 KINDS = ("startup", "ready", "live")
 

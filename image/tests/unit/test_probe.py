@@ -73,7 +73,13 @@ def test_a_heartbeat_is_judged(tmp_path: Path, kind: str, changes: dict, words: 
 
 @pytest.mark.parametrize(
     ("silent", "stale", "ready", "live"),
-    [(10, 60, True, True), (30, 60, False, True), (70, 60, False, False), (15, 10, False, False)],
+    [
+        (10, 60, True, True),
+        (30, 60, True, True),
+        (50, 60, False, True),
+        (70, 60, False, False),
+        (15, 10, False, False),
+    ],
 )
 @pytest.mark.usefixtures("triton")
 def test_a_silent_model_leaves_the_rotation_before_it_is_restarted(
