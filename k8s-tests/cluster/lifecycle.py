@@ -59,8 +59,19 @@ def step(name: str) -> Iterator[None]:
 def alone() -> Iterator[None]:
     """Let one process at a time change the cluster."""
     plan.state().mkdir(parents=True, exist_ok=True)
+    start = spoken = time.monotonic()
     with (plan.state() / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                now = time.monotonic()
+                if now - spoken > SILENCE:
+                    spoken = now
+                    text = f"waiting for another command to finish, {now - start:.0f} s"
+                    print(f"cluster: {text}", file=sys.stderr, flush=True)
+                time.sleep(0.2)
         yield
 
 

@@ -58,6 +58,7 @@ out by image.tritonVersion (with the version that brought each), because an unkn
 {{- $_ := set $env "HF_HOME" "/tmp/huggingface" -}}
 {{- $_ := set $env "HOME" "/tmp" -}}
 {{- $_ := set $env "TRITON_HF_STORE" "/models" -}}
+{{- $_ := set $env "TRITON_HF_UNREADY_SECONDS" (int .Values.probes.readiness.silentSeconds | toString) -}}
 {{- $_ := set $env "TRITON_HF_STALE_SECONDS" (int .Values.probes.liveness.staleSeconds | toString) -}}
 {{- $_ := set $env "TRITON_HF_RUNTIME_DIR" "/tmp/triton_hf" -}}
 {{- $apis := .Values.server.restrictedApis -}}
