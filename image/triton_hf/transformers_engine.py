@@ -1,7 +1,7 @@
-"""An engine on transformers: requests that wait together are one batch for `generate`.
+"""An engine on transformers with continuous batching.
 
-Correct before fast: a batch runs to its end before the next one starts, sampling uses the
-processors of transformers, and each row has its own parameters, seed and end.
+Requests join and leave the running batch between any two tokens. Prompts are read in chunks, so
+that a long one delays the next token of the others by one chunk at most.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from typing import Any
 from triton_hf.chat import ChatTokenizer, TokenDecoder
 from triton_hf.cpu import apply_cpu_limits
 from triton_hf.engine import Engine, Job
-from triton_hf.errors import SettingsError
-from triton_hf.requests import Conversation, Sampling
+from triton_hf.errors import EngineError, SettingsError
+from triton_hf.requests import Conversation
 from triton_hf.settings import ModelSettings
 from triton_hf.store import locate_weights
+
+# Prompt tokens that are read between two tokens of the running rows. Always the same, so that an
+# answer does not depend on how busy the engine was.
+CHUNK_TOKENS = 128
 
 
 class TransformersEngine(Engine):
@@ -29,56 +34,130 @@ class TransformersEngine(Engine):
         apply_cpu_limits()  # before torch is imported
         start = time.monotonic()
         folder = locate_weights(repo_id=self.settings.repo_id, revision=self.settings.revision)
-        self._model, tokenizer = load_model(folder, self.settings)
-        self._chat = ChatTokenizer(tokenizer)
-        self._device = next(self._model.parameters()).device
-        self._eos = _end_tokens(self._model, tokenizer)
-        longest = getattr(self._model.config, "max_position_embeddings", None)
-        if longest is not None and self.settings.max_total_tokens > longest:
-            raise SettingsError(
-                f"parameter 'max_total_tokens' is {self.settings.max_total_tokens}, but "
-                f"{self.settings.repo_id} handles at most {longest}"
-            )
+        model, tokenizer = load_model(folder, self.settings)
+        self._use(model, tokenizer)
         seconds = time.monotonic() - start
         print(
-            f"{self.settings.repo_id}: ready on {self._device} as {self._model.dtype} "
+            f"{self.settings.repo_id}: ready on {self._runner.device} as {model.dtype} "
             f"after {seconds:.1f} s",
             file=sys.stderr,
             flush=True,
         )
 
+    def _use(self, model: Any, tokenizer: Any) -> None:
+        """Serve with this model.
+
+        Raises:
+            SettingsError: The model does not fit the settings, or this engine.
+        """
+        import torch
+
+        from triton_hf import sampler
+        from triton_hf.torch_runner import TorchRunner
+
+        self._chat = ChatTokenizer(tokenizer)
+        self._eos = _end_tokens(model, tokenizer)
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and self.settings.max_total_tokens > longest:
+            raise SettingsError(
+                f"parameter 'max_total_tokens' is {self.settings.max_total_tokens}, but "
+                f"{self.settings.repo_id} handles at most {longest}"
+            )
+        self._runner = TorchRunner(model, slots=self.settings.slots)
+        with torch.inference_mode():
+            self._runner.check()
+        self._choose = sampler.choose
+        self._reading: list[_Row] = []  # prompts that are not read to their end
+        self._rows: list[_Row] = []  # in the order of the runner's rows
+
     def _tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...], int]:
         ids = tuple(self._chat.encode(conversation))
         return ids, len(ids)
 
-    def _free_slots(self) -> int:
-        # generate() cannot take rows in once it runs.
-        return 0 if self._running else self.settings.slots
-
     def _advance(self, admitted: Sequence[Job]) -> None:
         import torch
 
-        rows = [_Row(job, self._chat.decoder(), self._device) for job in admitted]
-        if not rows:
-            return
-        ids, mask = _left_padded([row.job.work.token_ids for row in rows], self._device)
-        step = _BatchStep(rows=rows, engine=self, eos=self._eos)
+        for job in admitted:
+            self._reading.append(_Row(job, self._chat.decoder()))
         with torch.inference_mode():
-            self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                logits_processor=[step.choose],
-                stopping_criteria=[step.ended],
-                do_sample=False,
-                max_new_tokens=max(row.job.work.max_tokens for row in rows),
-                eos_token_id=None,
-                pad_token_id=0,
-                use_cache=True,
-            )
+            self._read_prompts()
+            self._step()
 
-    def push_token(self, row: _Row, token: int) -> None:
-        """Pass one token of a row on, or end the row."""
+    def _sweep(self) -> None:
+        super()._sweep()
+        self._drop_finished()
+
+    def _read_prompts(self) -> None:
+        """Read up to `CHUNK_TOKENS` of the prompts that wait, in their order."""
+        left = CHUNK_TOKENS
+        while self._reading and len(self._reading[0].chunk()) <= left:
+            row = self._reading[0]
+            # A chunk is never cut: where it starts and ends depends on its prompt alone.
+            chunk = row.chunk()
+            left -= len(chunk)
+            try:
+                self._read(row, chunk)
+            except Exception:
+                self._fail_row(row)
+            if row.complete or row.job.finished:
+                self._reading.pop(0)
+                self._join(row)
+
+    def _read(self, row: _Row, chunk: Sequence[int]) -> None:
+        """Read a chunk of one prompt; make the first token after the last one."""
+        if row.sequence is None:
+            row.sequence = self._runner.begin()
+        logits = self._runner.extend(row.sequence, chunk)
+        row.read += len(chunk)
+        if row.complete:
+            self._push(row, self._choose(logits, [row.sampling])[0])
+
+    def _join(self, row: _Row) -> None:
+        """Let a row whose prompt was read take part in the steps."""
+        sequence, row.sequence = row.sequence, None
+        if row.job.finished:
+            return
+        self._rows.append(row)
+        try:
+            self._runner.join(sequence)
+        except Exception:
+            self._fail_batch()
+
+    def _step(self) -> None:
+        """Make the next token of each row of the batch."""
+        if not self._rows:
+            return
+        try:
+            logits = self._runner.step([row.token for row in self._rows])
+            tokens = self._choose(logits, [row.sampling for row in self._rows])
+        except Exception:
+            self._fail_batch()
+            return
+        for row, token in zip(self._rows, tokens, strict=True):
+            self._push(row, token)
+        self._drop_finished()
+
+    def _fail_batch(self) -> None:
+        """Fail all rows: whose fault it was is not known, and the cache may be half written."""
+        self._runner.clear()
+        failed, self._rows = self._rows, []
+        traceback.print_exc(file=sys.stderr)
+        for row in failed:
+            self._fail(row.job, _failure())
+
+    def _push(self, row: _Row, token: int | None) -> None:
+        """Pass one token of a row on, or end the row; whatever happens is this row's alone."""
+        try:
+            self._pass_on(row, token)
+        except Exception:
+            self._fail_row(row)
+
+    def _pass_on(self, row: _Row, token: int | None) -> None:
         job = row.job
+        if token is None:
+            self._fail(job, EngineError("the model's output for this request is not a number"))
+            return
+        row.token = token
         if token in self._eos and not job.work.sampling.ignore_eos:
             self._finish(job, "stop", text=job.assembler.push(row.decoder.flush()))
             return
@@ -87,107 +166,55 @@ class TransformersEngine(Engine):
             piece += row.decoder.flush()
         self._emit(job, piece)
 
-    def between_tokens(self) -> bool:
-        """Look after cancelled jobs; return whether the engine is to stop."""
-        self._sweep()
-        return self._stopping
+    def _fail_row(self, row: _Row) -> None:
+        traceback.print_exc(file=sys.stderr)
+        self._fail(row.job, _failure())
+
+    def _drop_finished(self) -> None:
+        """Free the places of rows that have ended, whoever ended them."""
+        import torch
+
+        self._reading = [row for row in self._reading if not row.job.finished]
+        with torch.inference_mode():
+            for index in reversed(range(len(self._rows))):
+                if self._rows[index].job.finished:
+                    self._runner.leave(index)
+                    last = self._rows.pop()  # it has the number of the row that left now
+                    if index < len(self._rows):
+                        self._rows[index] = last
 
 
 class _Row:
-    """One row of a running batch."""
+    """One request while the engine works on it.
 
-    def __init__(self, job: Job, decoder: TokenDecoder, device: Any) -> None:
+    Attributes:
+        sequence: The runner's cache of the prompt, until the row joins the batch.
+        read: Tokens of the prompt that were read.
+        token: The last token made.
+    """
+
+    def __init__(self, job: Job, decoder: TokenDecoder) -> None:
+        from triton_hf.sampler import SamplingRow
+
         self.job = job
         self.decoder = decoder
-        self.prompt_length = len(job.work.token_ids)
-        self.sampler = RowSampler(job.work.sampling, device)
+        self.sampling = SamplingRow(job.work.sampling, job.work.token_ids)
+        self.sequence: Any = None
+        self.read = 0
+        self.token = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole prompt was read."""
+        return self.read == len(self.job.work.token_ids)
+
+    def chunk(self) -> tuple[int, ...]:
+        """What is to be read next."""
+        return self.job.work.token_ids[self.read : self.read + CHUNK_TOKENS]
 
 
-class _BatchStep:
-    """What `generate` calls for each token: choose it, pass it on, say which rows have ended."""
-
-    def __init__(
-        self, *, rows: list[_Row], engine: TransformersEngine, eos: frozenset[int]
-    ) -> None:
-        self._rows = rows
-        self._engine = engine
-        self._eos = eos
-
-    def choose(self, input_ids: Any, scores: Any) -> Any:
-        """Logits processor: leave one token per row, so that greedy picks the sampled one."""
-        import torch
-
-        tokens = []
-        width = input_ids.shape[1]
-        for index, row in enumerate(self._rows):
-            if row.job.finished:
-                tokens.append(0)
-                continue
-            # Padding is on the left: the row's own tokens are the last ones.
-            own = row.prompt_length + row.job.completion_tokens
-            history = input_ids[index : index + 1, width - own :]
-            tokens.append(row.sampler.choose(history, scores[index : index + 1]))
-        chosen = torch.full_like(scores, float("-inf"))
-        column = torch.tensor(tokens, device=scores.device).unsqueeze(1)
-        return chosen.scatter_(1, column, 0.0)
-
-    def ended(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """Stopping criterion: pass the new tokens on; True for rows that need no more."""
-        import torch
-
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if not row.job.finished:
-                self._engine.push_token(row, token)
-        stop = self._engine.between_tokens()
-        ended = [stop or row.job.finished for row in self._rows]
-        return torch.tensor(ended, device=input_ids.device, dtype=torch.bool)
-
-
-class RowSampler:
-    """Chooses the tokens of one row with the processors of transformers."""
-
-    def __init__(self, sampling: Sampling, device: Any) -> None:
-        """Build the chain for these values; the order is that of transformers itself."""
-        import torch
-        from transformers import (
-            LogitsProcessorList,
-            RepetitionPenaltyLogitsProcessor,
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
-
-        self._greedy = sampling.temperature == 0
-        self._chain = LogitsProcessorList()
-        if sampling.repetition_penalty != 1.0:
-            self._chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if not self._greedy:
-            if sampling.temperature != 1.0:
-                self._chain.append(TemperatureLogitsWarper(sampling.temperature))
-            if sampling.top_k > 0:
-                self._chain.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1.0:
-                self._chain.append(TopPLogitsWarper(sampling.top_p))
-        self._generator = torch.Generator(device=device)
-        if sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(sampling.seed)
-
-    def choose(self, history: Any, scores: Any) -> int:
-        """Return the next token.
-
-        Args:
-            history: The row's tokens so far, shape [1, length].
-            scores: Logits, shape [1, vocabulary].
-        """
-        import torch
-
-        logits = self._chain(history, scores.float())
-        if self._greedy:
-            return int(logits.argmax())
-        weights = torch.softmax(logits, dim=-1)
-        return int(torch.multinomial(weights, 1, generator=self._generator))
+def _failure() -> EngineError:
+    return EngineError("the engine failed on this request")
 
 
 def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
@@ -252,16 +279,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
         found.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(found)
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
-    """Token ids and attention mask, both [rows, longest prompt], with padding on the left."""
-    import torch
-
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros((len(prompts), width), dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask

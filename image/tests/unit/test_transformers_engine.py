@@ -1,0 +1,488 @@
+"""Continuous batching, on tiny random models of many families."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from triton_hf import transformers_engine
+from triton_hf.engine import Event, Job
+from triton_hf.errors import EngineError, SettingsError
+from triton_hf.health import Heartbeat
+from triton_hf.metrics import Metrics
+from triton_hf.requests import Message, Sampling
+from triton_hf.settings import ModelSettings
+from triton_hf.transformers_engine import TransformersEngine
+
+VOCABULARY = 320
+TIMEOUT = 60
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+    # Wide enough that each token depends on all before it.
+    "initializer_range": 0.5,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**GROUPED),
+    "qwen2": lambda: transformers.Qwen2Config(**GROUPED),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED),
+    "mistral, sliding window": lambda: transformers.MistralConfig(**GROUPED, sliding_window=9),
+    "gemma": lambda: transformers.GemmaConfig(**GROUPED),
+    "gemma2, sliding and full": lambda: transformers.Gemma2Config(
+        **GROUPED, sliding_window=9, query_pre_attn_scalar=8
+    ),
+    "gemma3, sliding and full": lambda: transformers.Gemma3TextConfig(
+        **GROUPED, sliding_window=9, query_pre_attn_scalar=8
+    ),
+    "phi": lambda: transformers.PhiConfig(**SIZES),
+    "phi3": lambda: transformers.Phi3Config(**SIZES, num_key_value_heads=2),
+    "gpt-neox": lambda: transformers.GPTNeoXConfig(**SIZES),
+    "gpt2, learned positions": lambda: transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, initializer_range=0.5
+    ),
+    "bloom, alibi": lambda: transformers.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=3, n_head=4, initializer_range=0.5
+    ),
+}
+
+
+def make_model(family: str) -> Any:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]())
+    return model.float().train(False)
+
+
+def word_tokenizer() -> Any:
+    """One word per token, so that equal text means equal tokens."""
+    words = {"<s>": 0, "</s>": 1} | {f"t{index}": index for index in range(2, VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _with_template(backend)
+
+
+def byte_tokenizer() -> Any:
+    """One byte per token, so that most characters span several tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(
+        models.BPE({"<s>": 0, "</s>": 1} | {c: i + 2 for i, c in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return _with_template(backend)
+
+
+def _with_template(backend: Tokenizer) -> Any:
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    return tokenizer
+
+
+class Bench:
+    """A started engine and what a client does with it."""
+
+    def __init__(self, engine: TransformersEngine, model: Any, tokenizer: Any) -> None:
+        self.engine = engine
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def ask(self, text: str, **values: Any) -> Asked:
+        sampling = Sampling(**{"ignore_eos": True, **values})
+        work = self.engine.encode((Message(role="user", content=text),), sampling)
+        events: queue.Queue[Event] = queue.Queue()
+        return Asked(job=self.engine.submit([work], [events.put])[0], events=events)
+
+    def answer(self, text: str, **values: Any) -> str:
+        return self.ask(text, **values).text()
+
+    def reference(self, text: str, *, max_tokens: int) -> str:
+        """What `generate` of transformers says."""
+        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        made = self.model.generate(
+            ids["input_ids"],
+            attention_mask=ids["attention_mask"],
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        tokens = made[0, ids["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def is_empty(self) -> bool:
+        """Whether every slot and every row of the cache is free."""
+        state = self.engine.state()
+        busy = (state.running, state.waiting, len(self.engine._rows), len(self.engine._reading))
+        return busy == (0, 0, 0, 0) and self.engine._runner.rows == 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request that was submitted."""
+
+    job: Job
+    events: queue.Queue[Event]
+
+    def all(self) -> list[Event]:
+        """Every event, up to the last."""
+        found = [self.events.get(timeout=TIMEOUT)]
+        while not found[-1].last:
+            found.append(self.events.get(timeout=TIMEOUT))
+        return found
+
+    def text(self) -> str:
+        events = self.all()
+        assert events[-1].error is None
+        return "".join(event.text for event in events)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    engines = []
+
+    def build(family: str = "llama", *, tokenizer: Any = None, **settings: Any) -> Bench:
+        model, tokenizer = make_model(family), tokenizer or word_tokenizer()
+        engine = TransformersEngine(
+            settings=ModelSettings(
+                **{"repo_id": family, "slots": 4, "max_queue": 1000, "max_total_tokens": 1024}
+                | settings
+                | {"max_prompt_tokens": 600}
+            ),
+            metrics=Metrics(),
+            heartbeat=Heartbeat(tmp_path / f"{len(engines)}.json"),
+        )
+        engine._load = lambda: engine._use(model, tokenizer)
+        engine.start()
+        engines.append(engine)
+        return Bench(engine, model, tokenizer)
+
+    torch.set_num_threads(1)
+    yield build
+    for engine in engines:
+        engine.stop()
+
+
+def prompt(length: int, *, seed: int = 0) -> str:
+    numbers = random.Random(seed)
+    return " ".join(f"t{numbers.randrange(2, VOCABULARY)}" for _ in range(length))
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    ticks: queue.Queue[None] = queue.Queue()
+    for _ in range(TIMEOUT * 100):
+        if condition():
+            return
+        try:
+            ticks.get(timeout=0.01)
+        except queue.Empty:
+            continue
+    raise AssertionError("it did not come true")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_are_those_of_generate_alone_and_in_a_changing_batch(make, family) -> None:
+    bench = make(family, slots=3)
+    # More requests than slots and lengths of all kinds: rows join and leave in most steps, the
+    # longest prompt is longer than what the batch has, and a chunk.
+    wanted = [(5, 9), (1, 30), (40, 12), (17, 3), (150, 20), (3, 40), (9, 1), (60, 25)]
+    prompts = [prompt(length, seed=length) for length, _ in wanted]
+    expected = [
+        bench.reference(text, max_tokens=tokens)
+        for text, (_, tokens) in zip(prompts, wanted, strict=True)
+    ]
+    assert len(set(expected)) == len(expected)
+    assert bench.answer(prompts[2], max_tokens=12) == expected[2]
+    asked = [
+        bench.ask(text, max_tokens=tokens)
+        for text, (_, tokens) in zip(prompts, wanted, strict=True)
+    ]
+    assert [one.text() for one in asked] == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral, sliding window", "bloom, alibi"])
+def test_reading_a_prompt_in_chunks_changes_nothing(make, monkeypatch, family) -> None:
+    monkeypatch.setattr(transformers_engine, "CHUNK_TOKENS", 7)
+    bench = make(family)
+    texts = [prompt(length, seed=length) for length in (1, 7, 8, 50)]
+    asked = [bench.ask(text, max_tokens=10) for text in texts]
+    assert [one.text() for one in asked] == [bench.reference(text, max_tokens=10) for text in texts]
+
+
+def test_between_two_steps_of_the_others_at_most_one_chunk_is_read(make, monkeypatch) -> None:
+    monkeypatch.setattr(transformers_engine, "CHUNK_TOKENS", 16)
+    bench = make()
+    runner, calls = bench.engine._runner, []
+    extend, step = runner.extend, runner.step
+    monkeypatch.setattr(
+        runner, "extend", lambda seq, ids: (calls.append(len(ids)), extend(seq, ids))[1]
+    )
+    monkeypatch.setattr(runner, "step", lambda ids: (calls.append(0), step(ids))[1])
+    running = bench.ask(prompt(3), max_tokens=60)
+    running.events.get(timeout=TIMEOUT)
+    others = [bench.ask(prompt(length), max_tokens=2) for length in (200, 5, 5)]
+    for one in (*others, running):
+        one.text()
+    assert sum(calls) == 213
+    between, most = 0, 0
+    for tokens in calls:
+        between = between + tokens if tokens else 0
+        most = max(most, between)
+    assert most == 16
+
+
+def test_long_answers_outlive_many_moves_of_the_cache(make) -> None:
+    bench = make(slots=2)
+    first = bench.ask(prompt(4, seed=1), max_tokens=700)
+    second = bench.ask(prompt(300, seed=2), max_tokens=500)
+    assert second.text() == bench.reference(prompt(300, seed=2), max_tokens=500)
+    assert first.text() == bench.reference(prompt(4, seed=1), max_tokens=700)
+
+
+HOT = {"temperature": 1.0, "max_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"top_p": 0.8},
+        {"top_k": 20},
+        {"top_k": 50, "top_p": 0.9, "repetition_penalty": 1.3, "temperature": 0.7},
+    ],
+)
+def test_equal_seeds_give_equal_text_alone_and_in_a_batch(make, values) -> None:
+    bench = make()
+    values = HOT | values
+    alone = bench.answer(prompt(10), seed=7, **values)
+    others = [
+        bench.ask(prompt(30, seed=1), max_tokens=33),
+        bench.ask(prompt(3, seed=2), **HOT, seed=1, top_p=0.5),
+        bench.ask(prompt(10), seed=8, **values),
+    ]
+    again = bench.ask(prompt(10), seed=7, **values)
+    assert again.text() == alone
+    assert others[2].text() != alone
+    assert others[0].text() == bench.reference(prompt(30, seed=1), max_tokens=33)
+
+
+def test_requests_without_a_seed_differ(make) -> None:
+    bench = make()
+    assert bench.answer(prompt(10), **HOT) != bench.answer(prompt(10), **HOT)
+
+
+def test_the_repetition_penalty_is_that_of_transformers(make) -> None:
+    bench = make()
+    ids = bench.tokenizer(prompt(40), return_tensors="pt")["input_ids"]
+    made = bench.model.generate(
+        ids,
+        max_new_tokens=30,
+        do_sample=False,
+        repetition_penalty=1.7,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    expected = bench.tokenizer.decode(made[0, 40:], skip_special_tokens=True)
+    assert expected != bench.reference(prompt(40), max_tokens=30)
+    assert bench.answer(prompt(40), max_tokens=30, repetition_penalty=1.7) == expected
+
+
+def test_the_end_token_ends_an_answer_unless_it_is_ignored(make) -> None:
+    bench = make()
+    whole = bench.reference(prompt(10), max_tokens=12)
+    words = whole.split()
+    end = next(word for word in words[3:] if words.index(word) >= 3)
+    bench.engine._eos = frozenset({bench.tokenizer.convert_tokens_to_ids(end)})
+    events = bench.ask(prompt(10), max_tokens=12, ignore_eos=False).all()
+    assert events[-1].finish_reason == "stop"
+    assert "".join(event.text for event in events).split() == words[: words.index(end)]
+    assert bench.answer(prompt(10), max_tokens=12) == whole
+
+
+def test_a_stop_string_ends_one_answer_and_frees_its_slot(make) -> None:
+    bench = make(slots=2)
+    whole = bench.reference(prompt(10), max_tokens=12)
+    stop = " ".join(whole.split()[5:7])
+    other = bench.ask(prompt(20), max_tokens=30)
+    events = bench.ask(prompt(10), max_tokens=12, stop=(stop,)).all()
+    assert events[-1].finish_reason == "stop"
+    assert "".join(event.text for event in events) == whole[: whole.index(stop)]
+    assert other.text() == bench.reference(prompt(20), max_tokens=30)
+    eventually(bench.is_empty)
+
+
+def test_a_cancelled_request_frees_its_slot_within_two_steps(make, monkeypatch) -> None:
+    bench = make(slots=1)
+    runner = bench.engine._runner
+    asked = bench.ask(prompt(5), max_tokens=900)
+    asked.events.get(timeout=TIMEOUT)
+    steps, step = [], runner.step
+
+    def counted(ids: Any) -> Any:
+        steps.append(asked.job.cancelled.is_set())
+        return step(ids)
+
+    monkeypatch.setattr(runner, "step", counted)
+    asked.job.cancel()
+    assert asked.all()[-1].finish_reason == "cancelled"
+    eventually(bench.is_empty)
+    assert sum(steps) <= 2
+    assert bench.answer(prompt(6), max_tokens=5) == bench.reference(prompt(6), max_tokens=5)
+
+
+def test_a_prompt_that_is_being_read_can_be_cancelled(make, monkeypatch) -> None:
+    monkeypatch.setattr(transformers_engine, "CHUNK_TOKENS", 4)
+    bench = make()
+    runner, chunks = bench.engine._runner, []
+    extend = runner.extend
+
+    def cancelling(sequence: Any, ids: Any) -> Any:
+        chunks.append(len(ids))
+        if len(chunks) == 3:
+            asked.job.cancel()
+        return extend(sequence, ids)
+
+    monkeypatch.setattr(runner, "extend", cancelling)
+    asked = bench.ask(prompt(400), max_tokens=5)
+    assert asked.all()[-1].finish_reason == "cancelled"
+    eventually(bench.is_empty)
+    assert len(chunks) <= 4
+
+
+TEXT = "añb €5 你好 🎉👩‍👩‍👧 ok é"
+
+
+def test_characters_of_many_bytes_arrive_whole(make, monkeypatch) -> None:
+    bench = make(tokenizer=byte_tokenizer())
+    script = bench.tokenizer(TEXT)["input_ids"]
+    made = iter(script)
+    monkeypatch.setattr(bench.engine, "_choose", lambda logits, rows: [next(made)])
+    events = bench.ask("x", max_tokens=len(script)).all()
+    assert "".join(event.text for event in events) == TEXT
+    assert not any("\ufffd" in event.text for event in events)
+
+
+def test_bytes_that_are_no_text_fail_nobody(make) -> None:
+    bench = make(tokenizer=byte_tokenizer())
+    # A random model makes random bytes.
+    for seed in range(5):
+        made = bench.answer("hello", max_tokens=60, temperature=2.0, seed=seed)
+        assert made
+
+
+def test_a_fault_while_a_prompt_is_read_fails_that_request_only(make, monkeypatch) -> None:
+    bench = make()
+    extend = bench.engine._runner.extend
+
+    def faulty(sequence: Any, ids: Any) -> Any:
+        if len(ids) == 13:
+            raise ZeroDivisionError
+        return extend(sequence, ids)
+
+    monkeypatch.setattr(bench.engine._runner, "extend", faulty)
+    good = bench.ask(prompt(10), max_tokens=20)
+    bad = bench.ask(prompt(13), max_tokens=20)
+    assert isinstance(bad.all()[-1].error, EngineError)
+    assert good.text() == bench.reference(prompt(10), max_tokens=20)
+    eventually(bench.is_empty)
+
+
+def test_a_client_or_a_text_that_fails_ends_its_own_request_only(make) -> None:
+    bench = make()
+    work = bench.engine.encode((Message(role="user", content=prompt(5)),), Sampling(max_tokens=50))
+
+    def broken(event: Event) -> None:
+        raise BrokenPipeError
+
+    good = bench.ask(prompt(10), max_tokens=20)
+    bench.engine.submit([work], [broken])
+    assert good.text() == bench.reference(prompt(10), max_tokens=20)
+    eventually(bench.is_empty)
+
+
+def test_a_request_whose_numbers_overflow_fails_alone_and_leaves_nothing_behind(make) -> None:
+    bench = make(slots=2)
+    runner = bench.engine._runner
+    step = runner.step
+
+    def poisoned(ids: Any) -> Any:
+        if runner.rows == 2:
+            first = runner._cache._starts[1]
+            runner._cache.layers[1].values[1, :, first] = float("nan")
+        return step(ids)
+
+    good = bench.ask(prompt(60), max_tokens=300)
+    runner.step = poisoned
+    bad = bench.ask(prompt(9), max_tokens=20)
+    error = bad.all()[-1].error
+    assert isinstance(error, EngineError)
+    assert "not a number" in str(error)
+    runner.step = step
+    again = bench.ask(prompt(3), max_tokens=20)
+    assert again.text() == bench.reference(prompt(3), max_tokens=20)
+    assert good.text() == bench.reference(prompt(60), max_tokens=300)
+
+
+def test_after_a_step_that_failed_the_engine_answers_again(make, monkeypatch) -> None:
+    bench = make()
+    step = bench.engine._runner.step
+
+    def broken(ids: Any) -> Any:
+        monkeypatch.setattr(bench.engine._runner, "step", step)
+        raise MemoryError
+
+    monkeypatch.setattr(bench.engine._runner, "step", broken)
+    assert isinstance(bench.ask(prompt(5), max_tokens=9).all()[-1].error, EngineError)
+    assert bench.answer(prompt(5), max_tokens=9) == bench.reference(prompt(5), max_tokens=9)
+
+
+def test_500_requests_of_any_length_and_parameters_with_cuts_leave_every_slot_free(make) -> None:
+    bench = make("mistral, sliding window", slots=8)
+    numbers = random.Random(5)
+    asked = []
+    for index in range(500):
+        hot = {
+            "temperature": numbers.choice([0.0, 0.01, 1.0, 2.0]),
+            "top_p": numbers.choice([1e-6, 0.5, 0.95, 1.0]),
+            "top_k": numbers.choice([0, 1, 50, VOCABULARY, 1_000_000]),
+            "repetition_penalty": numbers.choice([0.01, 1.0, 1.2, 2.0]),
+            "stop": numbers.choice([(), ("t1",), (" ",)]),
+            "ignore_eos": numbers.random() < 0.5,
+        }
+        length = min(int(numbers.expovariate(1 / 15)) + 1, 200)
+        text = prompt(length, seed=index)
+        asked.append(bench.ask(text, max_tokens=numbers.randint(1, 25), **hot))
+        if numbers.random() < 0.3:
+            numbers.choice(asked).job.cancel()
+    ends = [one.all()[-1] for one in asked]
+    assert [end.error for end in ends if end.error] == []
+    assert {end.finish_reason for end in ends} == {"stop", "length", "cancelled"}
+    eventually(bench.is_empty)
+    assert bench.engine.state().kv_usage == 0.0
+    assert bench.answer(prompt(9), max_tokens=9) == bench.reference(prompt(9), max_tokens=9)
+
+
+def test_a_model_that_keeps_another_state_is_refused_with_its_name() -> None:
+    config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
+    engine = TransformersEngine.__new__(TransformersEngine)
+    engine.settings = ModelSettings(repo_id="x/y", max_total_tokens=64)
+    model = transformers.AutoModelForCausalLM.from_config(config).train(False)
+    with pytest.raises(SettingsError, match="models of the type 'mamba' cannot be served"):
+        engine._use(model, word_tokenizer())
