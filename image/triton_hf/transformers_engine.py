@@ -22,9 +22,9 @@ from triton_hf.requests import Conversation
 from triton_hf.settings import ModelSettings
 from triton_hf.store import locate_weights
 
-# Prompt tokens that are read between two tokens of the running rows. Always the same, so that an
-# answer does not depend on how busy the engine was.
-CHUNK_TOKENS = 128
+# Prompt tokens that are read between two tokens of the running rows: on a CPU about as much work
+# as two steps. Always the same, so that an answer does not depend on how busy the engine was.
+CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 
 
 class TransformersEngine(Engine):
@@ -88,12 +88,14 @@ class TransformersEngine(Engine):
         self._drop_finished()
 
     def _read_prompts(self) -> None:
-        """Read up to `CHUNK_TOKENS` of the prompts that wait, in their order."""
-        left = CHUNK_TOKENS
-        while self._reading and len(self._reading[0].chunk()) <= left:
+        """Read as many as `CHUNK_TOKENS` tokens of the prompts that wait, in their order."""
+        size = left = CHUNK_TOKENS[self._runner.device.type]
+        while self._reading:
             row = self._reading[0]
             # A chunk is never cut: where it starts and ends depends on its prompt alone.
-            chunk = row.chunk()
+            chunk = row.job.work.token_ids[row.read : row.read + size]
+            if len(chunk) > left:
+                break
             left -= len(chunk)
             try:
                 self._read(row, chunk)
@@ -207,10 +209,6 @@ class _Row:
     def complete(self) -> bool:
         """Whether the whole prompt was read."""
         return self.read == len(self.job.work.token_ids)
-
-    def chunk(self) -> tuple[int, ...]:
-        """What is to be read next."""
-        return self.job.work.token_ids[self.read : self.read + CHUNK_TOKENS]
 
 
 def _failure() -> EngineError:

@@ -219,7 +219,7 @@ def test_greedy_answers_are_those_of_generate_alone_and_in_a_changing_batch(make
 
 @pytest.mark.parametrize("family", ["llama", "mistral, sliding window", "bloom, alibi"])
 def test_reading_a_prompt_in_chunks_changes_nothing(make, monkeypatch, family) -> None:
-    monkeypatch.setattr(transformers_engine, "CHUNK_TOKENS", 7)
+    monkeypatch.setitem(transformers_engine.CHUNK_TOKENS, "cpu", 7)
     bench = make(family)
     texts = [prompt(length, seed=length) for length in (1, 7, 8, 50)]
     asked = [bench.ask(text, max_tokens=10) for text in texts]
@@ -227,7 +227,7 @@ def test_reading_a_prompt_in_chunks_changes_nothing(make, monkeypatch, family) -
 
 
 def test_between_two_steps_of_the_others_at_most_one_chunk_is_read(make, monkeypatch) -> None:
-    monkeypatch.setattr(transformers_engine, "CHUNK_TOKENS", 16)
+    monkeypatch.setitem(transformers_engine.CHUNK_TOKENS, "cpu", 16)
     bench = make()
     runner, calls = bench.engine._runner, []
     extend, step = runner.extend, runner.step
@@ -348,7 +348,7 @@ def test_a_cancelled_request_frees_its_slot_within_two_steps(make, monkeypatch) 
 
 
 def test_a_prompt_that_is_being_read_can_be_cancelled(make, monkeypatch) -> None:
-    monkeypatch.setattr(transformers_engine, "CHUNK_TOKENS", 4)
+    monkeypatch.setitem(transformers_engine.CHUNK_TOKENS, "cpu", 4)
     bench = make()
     runner, chunks = bench.engine._runner, []
     extend = runner.extend
