@@ -53,6 +53,7 @@ class TransformersEngine(Engine):
         import torch
 
         from triton_hf import sampler
+        from triton_hf.packed_linear import pack_linears
         from triton_hf.torch_runner import TorchRunner
 
         self._chat = ChatTokenizer(tokenizer)
@@ -65,6 +66,7 @@ class TransformersEngine(Engine):
             )
         self._runner = TorchRunner(model, slots=self.settings.slots)
         with torch.inference_mode():
+            pack_linears(model)
             self._runner.check()
         self._choose = sampler.choose
         self._reading: list[_Row] = []  # prompts that are not read to their end

@@ -97,7 +97,7 @@ def _with_template(backend: Tokenizer) -> Any:
 
 
 class Bench:
-    """A started engine and what a client does with it."""
+    """A started engine, what a client does with it, and an equal model of its own."""
 
     def __init__(self, engine: TransformersEngine, model: Any, tokenizer: Any) -> None:
         self.engine = engine
@@ -172,7 +172,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
         engine._load = lambda: engine._use(model, tokenizer)
         engine.start()
         engines.append(engine)
-        return Bench(engine, model, tokenizer)
+        return Bench(engine, make_model(family), tokenizer)
 
     torch.set_num_threads(1)
     yield build
