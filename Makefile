@@ -67,6 +67,11 @@ chart: venv ## Tests of the rendered charts
 e2e: venv ## Tests on the cluster of `make up`
 	@$(PY) -m pytest -m "cluster and not slow and not gpu"
 
+.PHONY: faults
+faults: venv ## Every fault on the cluster of `make up` (about 40 min), and a table of the results
+	@$(PY) -m pytest -q -m faults k8s-tests/faults
+	@$(PY) -m faults.results
+
 .PHONY: bench
 bench: venv ## Measure the load test itself: its error, its agreement with another client, its limit
 	@$(PY) -m pytest -s -q -m "slow and not cluster and not faults" load_testing/tests

@@ -314,6 +314,12 @@ def is_ready(port: int) -> bool:
         return False
 
 
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def running_server(
     *,
@@ -363,7 +369,8 @@ def running_server(
 
 def _wait_ready(server: Server, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while not server.ready():
+    # Triton starts its metrics last, a moment after it is ready.
+    while not (server.ready() and _listens(server.ports.metrics)):
         if server.process.poll() is not None:
             raise EmbeddedError(f"tritonserver ended at its start:\n{server.output()[-3000:]}")
         if time.monotonic() > end:

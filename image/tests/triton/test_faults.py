@@ -103,8 +103,9 @@ def test_a_stub_that_hangs_fails_readiness_and_liveness_until_it_goes_on(
             assert f"model '{model}' has been silent for" in run_probe(server, kind, stale=2)[1]
     finally:
         os.kill(pid, signal.SIGCONT)
-    for kind in ("ready", "live"):
-        eventually(lambda kind=kind: run_probe(server, kind, stale=2)[0] == 0)
+    if not busy:  # Triton itself may have given up a stub that left a request unanswered
+        for kind in ("ready", "live"):
+            eventually(lambda kind=kind: run_probe(server, kind, stale=2)[0] == 0)
     stream.close()
 
 
@@ -130,7 +131,7 @@ def test_sigterm_waits_for_the_answer_that_is_being_made(server: Server) -> None
     client, answers = Client(server), []
     thread = threading.Thread(
         target=lambda: answers.append(
-            client.infer("m", user_message=["a"], parameters={"max_tokens": 20})
+            client.infer("m", user_message=["a"], parameters={"max_tokens": 60})
         )
     )
     thread.start()
@@ -138,7 +139,7 @@ def test_sigterm_waits_for_the_answer_that_is_being_made(server: Server) -> None
     server.process.send_signal(signal.SIGTERM)
     thread.join()
     assert answers[0][0] == 200
-    assert answers[0][1]["outputs"][0]["data"] == [" ".join(["a"] * 20)]
+    assert answers[0][1]["outputs"][0]["data"] == [" ".join(["a"] * 60)]
     assert server.process.wait(30) == 0
     assert not list((server.runtime / "health").glob("*.json"))
 
