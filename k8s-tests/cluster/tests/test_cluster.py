@@ -133,6 +133,8 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         pytest.skip(f"needs the packages {', '.join(missing)}: run make up once")
     if not all(binaries.is_built(component) for component in binaries.select(["core"])):
         pytest.skip("needs the programs of the cluster: run make up once")
+    if subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make namespaces (CAP_SYS_ADMIN)")
     own = tmp_path / "cache"
     own.mkdir()
     for name in ("bin", "images"):
