@@ -23,8 +23,10 @@ from triton_hf.settings import ModelSettings
 from triton_hf.store import locate_weights
 
 # Prompt tokens that are read between two tokens of the running rows: on a CPU about as much work
-# as two steps. Always the same, so that an answer does not depend on how busy the engine was.
+# as two steps.
 CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
+# So many times more are read at once when no row waits for its next token.
+IDLE_CHUNKS = 4
 
 
 class TransformersEngine(Engine):
@@ -90,11 +92,11 @@ class TransformersEngine(Engine):
         self._drop_finished()
 
     def _read_prompts(self) -> None:
-        """Read as many as `CHUNK_TOKENS` tokens of the prompts that wait, in their order."""
-        size = left = CHUNK_TOKENS[self._runner.device.type]
-        while self._reading:
+        """Read a chunk of the prompts that wait, in their order."""
+        idle = not self._rows
+        size = left = CHUNK_TOKENS[self._runner.device.type] * (IDLE_CHUNKS if idle else 1)
+        while self._reading and not (idle and self._rows):
             row = self._reading[0]
-            # A chunk is never cut: where it starts and ends depends on its prompt alone.
             chunk = row.job.work.token_ids[row.read : row.read + size]
             if len(chunk) > left:
                 break
