@@ -51,7 +51,15 @@ def pack_linears(model: Any) -> int:
             if layer.weight.dtype in usable:
                 setattr(parent, name, PackedLinear(layer))
                 count += 1
+    if count:
+        _leave_file(model)
     return count
+
+
+def _leave_file(model: Any) -> None:
+    """Copy what was not packed; else its few pages keep the whole file in memory."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _works(dtype: torch.dtype) -> bool:
