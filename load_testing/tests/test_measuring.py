@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +16,7 @@ from running import Known, known_server, measured, start_locust
 
 from triton_load import record
 
+Process = subprocess.Popen[str]
 TOKENS = 20
 CALM_SECONDS = 0.001
 STREAM = ("--client=stream", "--model=known", "--stop-timeout=20")
@@ -122,15 +126,16 @@ def test_poisson_arrivals_have_the_spacing_of_poisson(tmp_path: Path) -> None:
     assert variance**0.5 / mean == pytest.approx(1, abs=0.2)
 
 
-def finish(name: str, process: object) -> str:
-    text, _ = process.communicate(timeout=90)  # type: ignore[attr-defined]
+def finish(name: str, process: Process) -> str:
+    text, _ = process.communicate(timeout=90)
     return f"== {name}\n{text}"
 
 
-def distributed(
-    server: Known, folder: Path, *, workers: int, expected: int, port: int, lose: bool = False
-) -> tuple[int, str]:
-    """Run a master and workers; with `lose`, kill one worker in the middle."""
+@contextlib.contextmanager
+def crew(
+    server: Known, folder: Path, *, workers: int, expected: int, port: int
+) -> Iterator[tuple[Process, list[Process]]]:
+    """Run a master and workers; what still runs at the end is killed."""
     words = (*STREAM, f"--host={server.host}")
     names = [f"--master-port={port}", "--master-host=127.0.0.1", "--exit-code-on-error=0"]
     crowd = [start_locust("--worker", *names, *words) for _ in range(workers)]
@@ -140,13 +145,7 @@ def distributed(
         *("--only-summary", "-u=8", "-r=8", "-t=9s", f"--out={folder}", *words),
     )
     try:
-        if lose:
-            waited = start_of_load(server, master)
-            assert waited
-            crowd[0].kill()
-        text = finish("master", master)
-        text += "".join(finish("worker", worker) for worker in crowd)
-        return master.returncode, text
+        yield master, crowd
     finally:
         for process in (master, *crowd):
             if process.poll() is None:
@@ -154,9 +153,23 @@ def distributed(
                 process.communicate()
 
 
-def start_of_load(server: Known, master: object) -> bool:
+def distributed(
+    server: Known, folder: Path, *, workers: int, expected: int, port: int, lose: bool = False
+) -> tuple[int, str]:
+    """Run a master and workers to their end; with `lose`, kill one worker in the middle."""
+    numbers = {"workers": workers, "expected": expected, "port": port}
+    with crew(server, folder, **numbers) as (master, crowd):
+        if lose:
+            assert start_of_load(master)
+            crowd[0].kill()
+        text = finish("master", master)
+        text += "".join(finish("worker", worker) for worker in crowd)
+        return master.returncode, text
+
+
+def start_of_load(master: Process) -> bool:
     """Wait until the master says that all users run."""
-    return any("All users spawned" in line for line in master.stdout)  # type: ignore[attr-defined]
+    return any("All users spawned" in line for line in master.stdout or ())
 
 
 def test_workers_counts_merge_to_what_the_server_saw(tmp_path: Path) -> None:
@@ -186,3 +199,19 @@ def test_too_few_workers_make_the_run_invalid_and_no_request_is_sent(tmp_path: P
     assert code == 3, text
     assert log == []
     assert "only 1 of 2 workers came" in record.read(tmp_path).verdict.reasons[0]
+
+
+def test_workers_end_within_15_s_of_their_masters_death(tmp_path: Path) -> None:
+    with (
+        # An answer takes a minute: a worker must not wait for it.
+        known_server(ttft_ms=20, gap_ms=3000, tokens=TOKENS) as server,
+        crew(server, tmp_path, workers=2, expected=2, port=5874) as (master, crowd),
+    ):
+        assert start_of_load(master)
+        killed = time.monotonic()
+        master.kill()
+        for worker in crowd:
+            text = finish("worker", worker)
+            assert worker.returncode == 3, text
+            assert "the master has been silent for 8 s" in text
+        assert time.monotonic() - killed <= 15

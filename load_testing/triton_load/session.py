@@ -42,6 +42,8 @@ from triton_load.server import Server, UnreachableError, check_tcp
 
 _SAMPLE_SECONDS, _LAG_SECONDS, _CPU_SECONDS = 1.0, 0.05, 2.0
 _FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
+# A master answers every second; Locust itself would load the server for a minute without one.
+_MASTER_SILENT_SECONDS = 8
 _KEY = "triton_load"
 _ACTIVE = (STATE_RUNNING, STATE_SPAWNING)
 
@@ -220,6 +222,7 @@ def attach(environment: Environment, options: Options) -> Session:
         )
         environment.events.test_stop.add_listener(lambda **_: _worker_ends(session, runner))
         environment.events.quitting.add_listener(lambda **_: _worker_quits(environment, runner))
+        gevent.spawn(_watch_master, environment, runner)
     else:
         _lead(session)
     return session
@@ -427,6 +430,24 @@ def _worker_quits(environment: Environment, runner: WorkerRunner) -> None:
     """A worker that is ended before its test is over must not look like one that is done."""
     if runner.state in _ACTIVE:
         environment.process_exit_code = objectives.EXIT_INVALID
+
+
+def _watch_master(environment: Environment, runner: WorkerRunner) -> None:
+    """End a worker whose master is gone, and with it the load that nobody counts any more.
+
+    Only seconds in which this process itself ran are counted: one that was stopped for a while must
+    not take its own silence for the master's.
+    """
+    heard, silent = runner.last_heartbeat_timestamp, 0
+    while silent < _MASTER_SILENT_SECONDS:
+        gevent.sleep(1.0)
+        known, heard = heard, runner.last_heartbeat_timestamp
+        silent = silent + 1 if heard is not None and heard == known else 0
+    text = f"load: the master has been silent for {silent} s, so this worker ends"
+    print(text, file=sys.stderr, flush=True)
+    environment.process_exit_code = objectives.EXIT_INVALID
+    environment.stop_timeout = 0.0  # nobody waits for the last answers
+    runner.quit()
 
 
 def _wait_for_workers(session: Session, quit_now: Any) -> None:

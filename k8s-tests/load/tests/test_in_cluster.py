@@ -152,12 +152,12 @@ def test_a_dead_master_is_a_failed_job_and_no_worker_stays(start: Start) -> None
     loading(release)
     (master,) = running(release, "master")
     kubectl(release, "delete", "pod", master, "--grace-period=0", "--force", "--wait=false")
+    until(lambda: running(release, "worker") == [], seconds=15)
     end = ended(release, seconds=60)
     assert end.exit_code == 3
     assert "master" in end.reason
     assert condition(release) == "Failed"
-    # Locust's workers hear nothing for 60 s before they believe it.
-    until(lambda: running(release, "worker") == [], seconds=120)
+    until(lambda: condition(release, "worker") == "Failed", seconds=10)
 
 
 def test_a_master_that_is_evicted_still_writes_its_report(start: Start, tmp_path: Path) -> None:
