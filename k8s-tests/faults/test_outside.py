@@ -1,0 +1,237 @@
+"""What the servers lean on goes away: a kubelet, a network, the API, Prometheus, the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from scaling import load as scaling_load
+from scaling import release as scaled
+
+from cluster import plan, services
+from cluster.node import Node
+from faults import servers, traffic
+from faults.results import Row
+from support import helm, place
+from support.helm import Release
+from support.install import door
+from support.wait import until
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("embedded"),
+]
+
+Install = Callable[..., dict[str, Any]]
+# The embedded cluster's node grace (20 s), its look every 5 s, and the endpoints' controller.
+GRACE_SECONDS = 45
+HEARD_SECONDS = 3.0
+
+
+@contextlib.contextmanager
+def kubelet_held(node: Node) -> Iterator[None]:
+    """Keep a node's kubelet stopped in the block."""
+    node.hold_kubelet()
+    try:
+        yield
+    finally:
+        node.release_kubelet()
+
+
+@contextlib.contextmanager
+def network_cut(node: Node) -> Iterator[None]:
+    """Unplug a node in the block."""
+    words = ["ip", "-n", plan.FABRIC, "link", "set", f"{plan.PREFIX}-n{node.plan.number}"]
+    subprocess.run([*words, "down"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*words, "up"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("broken", "name", "lossless"),
+    [
+        pytest.param(kubelet_held, "kubelet of a node stopped", True, id="kubelet stopped"),
+        pytest.param(network_cut, "network of a node cut", False, id="network cut"),
+    ],
+)
+def test_a_node_that_falls_silent_leaves_the_endpoints_and_the_peer_serves(
+    release: Release,
+    install: Install,
+    row: Row,
+    broken: Callable[[Node], contextlib.AbstractContextManager[None]],
+    name: str,
+    lossless: bool,
+) -> None:
+    row.fault = name
+    row.mark = f"out of the endpoints <= {GRACE_SECONDS} s; " + (
+        "0 failed of >= 400" if lossless else "then 0 failed of >= 400"
+    )
+    install()
+    victim = min(pod["metadata"]["name"] for pod in release.pods())
+    node = servers.node_of(release, victim)
+    with traffic.running(door(release.place, release), servers.MODEL) as load:
+        start = time.time()
+        with broken(node):
+            until(lambda: victim not in servers.in_rotation(release), seconds=GRACE_SECONDS)
+            took = time.time() - start
+            heard = start + took + HEARD_SECONDS
+            load.wait_for(traffic.ENOUGH, since=heard)
+        servers.wait_settled(release, 2)
+    counted = load.calls if lossless else traffic.begun(load.calls, heard)
+    row.measured = (
+        f"out of the endpoints after {took:.0f} s; {len(traffic.failed(counted))} of "
+        f"{len(counted)} calls failed{'' if lossless else ' after that'}, "
+        f"{len(traffic.failed(load.calls))} of {len(load.calls)} in all"
+    )
+    assert traffic.describe(traffic.failed(counted)) == []
+
+
+@contextlib.contextmanager
+def api_down(here: place.Place) -> Iterator[None]:
+    """Take the API server away in the block, and wait until it answers again."""
+    folder = plan.SYSTEM.folder / "etc-kubernetes"
+    manifest, held = folder / "manifests" / "kube-apiserver.yaml", folder / "kube-apiserver.held"
+
+    def answers() -> bool:
+        words = ("get", "--raw", "/readyz", "--request-timeout=2s")
+        with contextlib.suppress(helm.CommandFailedError):
+            return helm.run(here, "kubectl", *words, timeout=10) == "ok"
+        return False
+
+    manifest.rename(held)
+    try:
+        until(lambda: not answers(), seconds=60)
+        yield
+    finally:
+        held.rename(manifest)
+        until(answers, seconds=120)
+
+
+def test_the_data_path_does_not_need_the_api_server(
+    release: Release, install: Install, row: Row
+) -> None:
+    row.fault = "API server down for 60 s"
+    row.mark = "0 failed of >= 400; 0 broken streams"
+    install()
+    with traffic.running(door(release.place, release), servers.MODEL) as load:
+        with api_down(release.place):
+            load.wait_until(time.time() + 60)
+        servers.wait_settled(release, 2)
+        load.wait_for(traffic.ENOUGH)
+    row.measured = load.summary()
+    load.lost_nothing()
+
+
+@contextlib.contextmanager
+def prometheus_down(here: place.Place) -> Iterator[None]:
+    """Scale Prometheus to nothing in the block."""
+    kubectl = ("kubectl", "-n", scaled.MONITORING)
+
+    def wanted(count: int) -> None:
+        patch = f'{{"spec":{{"replicas":{count}}}}}'
+        helm.run(here, *kubectl, "patch", "prometheus", "main", "--type=merge", "-p", patch)
+
+    def pods() -> int:
+        words = ("pods", "-l", "app.kubernetes.io/name=prometheus")
+        return len(helm.get(here, scaled.MONITORING, *words)["items"])
+
+    wanted(0)
+    try:
+        until(lambda: pods() == 0, seconds=90)
+        yield
+    finally:
+        wanted(1)
+        until(lambda: pods() == 1, seconds=90)
+
+
+def test_lost_metrics_do_not_scale_in_and_found_ones_do(here: place.Place, row: Row) -> None:
+    row.fault = "Prometheus down for 120 s, load gone, HPA"
+    row.mark = "no scale-in; scale-in once Prometheus is back"
+    try:
+        helm.get(here, scaled.MONITORING, "prometheus", "main")
+    except helm.CommandFailedError:
+        pytest.skip("needs Prometheus: python3 -m cluster up --with monitoring")
+    namespace = f"lost-metrics-{uuid.uuid4().hex[:5]}"
+    with scaled.installed(here, namespace, scaler="hpa") as release:
+        entrance = door(here, release)
+        target = scaling_load.infer(
+            entrance.address, entrance.port, scaled.MODEL, host=entrance.host
+        )
+
+        def desired() -> int:
+            (found,) = helm.get(here, namespace, "hpa")["items"]
+            return int(found["status"]["desiredReplicas"])
+
+        with scaling_load.Load([target]) as driver:
+            driver.clients(2 * scaled.TARGET)
+            until(lambda: desired() == 2, seconds=180)
+            servers.wait_settled(release, 2)
+            with prometheus_down(here):
+                driver.clients(0)
+                end = time.time() + 120
+                until(lambda: end < time.time() or _still(desired, 2), seconds=150, every=3)
+        until(lambda: desired() == 1, seconds=240)
+    row.measured = f"2 pods kept; {len(driver.record.failed)} of {len(driver.record.outcomes)} lost"
+    assert driver.record.failed == []
+
+
+def _still(number: Callable[[], int], wanted: int) -> bool:
+    """Return False to be asked again; a number that changed ends the test."""
+    if number() != wanted:
+        pytest.fail(f"the autoscaler went to {number()} pods without metrics")
+    return False
+
+
+@contextlib.contextmanager
+def hub_down() -> Iterator[None]:
+    """End the mirror of the Hub in the block."""
+    os.kill(int((plan.state() / "hub.pid").read_text()), signal.SIGTERM)
+    try:
+        until(lambda: not services.answers(plan.HUB_PORT), seconds=20)
+        yield
+    finally:
+        services.start_hub()
+
+
+SMOLLM2 = {
+    "repository": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "parameters": {"device": "cpu", "slots": 2},
+}
+
+
+def test_servers_run_and_start_without_the_hub_and_an_upgrade_says_that_it_is_gone(
+    release: Release, row: Row
+) -> None:
+    row.fault = "Hub down"
+    row.mark = "running and restarted servers answer; the upgrade fails in one sentence"
+    chosen = servers.values(release.place, release.namespace, light=False, replicas=1)
+    chosen["models"] = {"llama3-8b": None, "smol": SMOLLM2}
+    chosen["modelSync"] |= {"backoffLimit": 0}
+    release.apply(chosen)
+    entrance = door(release.place, release)
+    with hub_down():
+        assert entrance.infer("smol", "hello", max_tokens=2)["completion_tokens"] >= 1
+        (pod,) = servers.wait_settled(release, 1)
+        words = ("delete", "pod", pod["metadata"]["name"])
+        helm.run(release.place, "kubectl", "-n", release.namespace, *words)
+        servers.wait_settled(release, 1, seconds=240)
+        until(lambda: entrance.infer("smol", "hello", max_tokens=2), seconds=10)
+        with pytest.raises(helm.CommandFailedError):
+            release.apply({**chosen, "models": {**chosen["models"], "more": SMOLLM2}})
+        said = servers.sync_words(release)
+        assert entrance.infer("smol", "hello", max_tokens=2)["completion_tokens"] >= 1
+    row.measured = f"all answered; the upgrade said: {said}"
+    assert len(said.splitlines()) == 1, said
+    assert plan.HUB_HOST in said, said

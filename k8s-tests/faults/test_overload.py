@@ -1,0 +1,94 @@
+"""More work than the servers can do: what fits is done, the rest is refused at once."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scaling.load import Load, infer
+
+from faults import servers, traffic
+from faults.results import Row
+from support.helm import Release
+from support.install import door
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]
+
+Install = Callable[..., dict[str, Any]]
+SLOTS = 4
+# Half a second a request: 16 a second is all that two servers can do.
+PARAMETERS = {"ttft_ms": 100, "inter_token_ms": 25, "slots": SLOTS, "max_queue": SLOTS}
+TOKENS = 17
+PEAK_SECONDS = 30.0
+SECONDS = 300.0
+TIMES = 5
+_MEMORY = """
+import glob
+total = 0
+for file in glob.glob("/proc/[0-9]*/statm"):
+    try:
+        pages = open(file).read().split()
+    except OSError:
+        continue
+    total += (int(pages[1]) - int(pages[2])) * 4096
+print(total)
+"""
+
+
+def memory(release: Release) -> int:
+    """Return the resident bytes of all servers, without what their processes share."""
+    return sum(
+        int(servers.inside(release, pod["metadata"]["name"], _MEMORY)) for pod in release.pods()
+    )
+
+
+def test_five_times_the_peak_leaves_the_peak_and_refuses_the_rest_at_once(
+    release: Release, install: Install, row: Row
+) -> None:
+    row.fault = f"overload {TIMES}x for {SECONDS:.0f} s"
+    row.mark = "goodput >= 95 % of peak, median refusal < 50 ms, memory bounded"
+    model = {"engine": "simulated", "parameters": PARAMETERS}
+    install(models={"llama3-8b": None, servers.MODEL: model})
+    entrance = door(release.place, release)
+    target = infer(
+        entrance.address, entrance.port, servers.MODEL, host=entrance.host, max_tokens=TOKENS
+    )
+    with Load([target]) as load:
+        start = time.time()
+        load.clients(2 * SLOTS + 2)
+        traffic.until_time(start + PEAK_SECONDS)
+        load.clients(0)
+    peak = sum(not each.fault for each in load.record.outcomes) / PEAK_SECONDS
+    before = memory(release)
+    with Load([target]) as load:
+        start = time.time()
+        load.rate(TIMES * peak)
+        traffic.until_time(start + SECONDS / 5)
+        early = memory(release)
+        traffic.until_time(start + SECONDS)
+        late = memory(release)
+    sent = load.record.outcomes
+    refused = [each for each in sent if "status 503" in each.fault]
+    goodput = (len(sent) - len(traffic.failed(sent))) / SECONDS
+    times = sorted(each.seconds for each in refused)
+    row.measured = (
+        f"goodput {goodput:.1f}/s of {peak:.1f}/s ({100 * goodput / peak:.0f} %); "
+        f"{len(refused)} of {len(sent)} refused, median {1000 * statistics.median(times):.0f} ms, "
+        f"p99 {1000 * times[int(0.99 * len(times))]:.0f} ms; resident memory "
+        f"{before >> 20} -> {early >> 20} -> {late >> 20} MiB"
+    )
+    assert len(sent) > 0.9 * TIMES * peak * SECONDS
+    assert len(refused) == len(traffic.failed(sent)), traffic.describe(
+        [each for each in traffic.failed(sent) if each not in refused]
+    )
+    assert goodput >= 0.95 * peak
+    assert statistics.median(times) < 0.05
+    assert late < early + (32 << 20)
