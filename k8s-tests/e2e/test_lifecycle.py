@@ -10,9 +10,10 @@ import pytest
 
 from support import helm, install, place
 from support.helm import CommandFailedError, Release
+from support.small import SIMULATED, values
 from support.wait import until
 
-from .conftest import GATED_TOKEN, SIMULATED, values
+from .conftest import GATED_TOKEN
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

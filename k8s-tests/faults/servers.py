@@ -5,11 +5,9 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from e2e.conftest import values as small_values
-
 from cluster.node import Node
 from cluster.plan import node as plan_of
-from support import helm
+from support import helm, small
 from support.helm import Release
 from support.place import Place
 from support.wait import until
@@ -52,7 +50,7 @@ def values(here: Place, namespace: str, *, light: bool = True, **more: Any) -> d
         light: whether the image without torch does.
         more: top-level values that replace these.
     """
-    chosen = small_values(here, f"{namespace}.test", models={MODEL: SIMULATED}, light=light)
+    chosen = small.values(here, f"{namespace}.test", models={MODEL: SIMULATED}, light=light)
     chosen |= {"replicas": 2}
     if here.embedded:
         chosen["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]

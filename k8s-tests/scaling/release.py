@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from support import helm, install, place, wait
+from support import helm, install, place, small, wait
 from support.helm import Release
 
 MONITORING = "monitoring"
@@ -39,24 +39,9 @@ def values(
         most: maxReplicas.
         settle: scaleDown.stabilizationWindowSeconds.
     """
-    small = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
-    chosen: dict[str, Any] = {
-        "image": {
-            "registry": here.pull,
-            "repository": "triton-hf-light",
-            "tag": place.VERSION,
-            "tritonVersion": "2.51.0",
-        },
-        "gpu": {"count": 0},
-        "models": {"llama3-8b": None, MODEL: {"engine": "simulated", "parameters": PARAMETERS}},
-        "modelStore": {"size": "1Gi"},
-        "modelSync": {"timeoutSeconds": 180, "resources": small},
-        "resources": small,
-        "sharedMemory": "64Mi",
-        "minReadySeconds": 0,
-        "probes": {"startup": {"budgetSeconds": 180, "periodSeconds": 1}},
+    spec = {"engine": "simulated", "parameters": PARAMETERS}
+    return small.values(here, host, models={MODEL: spec}) | {
         "shutdown": {"preStopSeconds": 5, "drainSeconds": 30},
-        "ingress": {"enabled": True, "host": host},
         "autoscaling": {
             "enabled": True,
             "scaler": scaler,
@@ -77,10 +62,6 @@ def values(
             "dashboards": {"enabled": True},
         },
     }
-    if here.embedded:
-        chosen["modelStore"] |= {"storageClass": "shared", "accessModes": ["ReadWriteMany"]}
-        chosen["ingress"]["className"] = "traefik"
-    return chosen
 
 
 def teach_adapter(release: Release) -> None:

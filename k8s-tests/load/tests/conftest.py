@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.conftest import small, values
 
-from support import dump, helm, install, load, place
+from support import dump, helm, install, load, place, small
 from support.helm import Release
 from support.steps import Board
 
@@ -26,7 +25,7 @@ def served(here: place.Place) -> Iterator[Release]:
     install.ensure_namespace(here, namespace)
     load.ensure_image(here, Board())
     release = Release(place=here, namespace=namespace, name="triton")
-    chosen = values(here, f"{namespace}.test", models={MODEL: SPEC})
+    chosen = small.values(here, f"{namespace}.test", models={MODEL: SPEC})
     chosen["ingress"] = {"enabled": False}
     chosen["image"]["pullPolicy"] = "Always"  # a node may hold an older build of the same tag
     try:
@@ -55,8 +54,8 @@ def settings(here: place.Place, **changes: Any) -> dict[str, Any]:
             # A busy test machine must not make a generator call itself late.
             "options": {"max-tokens": 5, "think-time": 0.05, "max-lag": 60_000},
         },
-        "master": {"resources": small("512Mi")},
-        "workers": {"count": 2, "resources": small("512Mi")},
+        "master": {"resources": small.resources("512Mi")},
+        "workers": {"count": 2, "resources": small.resources("512Mi")},
         "results": {"size": "64Mi", "keep": False},
     }
     for name, section in changes.items():

@@ -1,0 +1,44 @@
+"""Values of a release that fits a small machine: the light image, simulated models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support import place
+
+SIMULATED = {"engine": "simulated", "parameters": {"ttft_ms": 20, "inter_token_ms": 2, "slots": 4}}
+
+
+def values(
+    here: place.Place, host: str, *, models: dict[str, Any] | None = None, light: bool = True
+) -> dict[str, Any]:
+    """Return the values of a small release on the cluster in use."""
+    memory = "512Mi" if light else "3Gi"
+    chosen: dict[str, Any] = {
+        "image": {
+            "registry": here.pull,
+            "repository": "triton-hf-light" if light else "triton-hf",
+            "tag": place.VERSION,
+            "tritonVersion": "2.51.0",
+        },
+        "gpu": {"count": 0},
+        "models": {"llama3-8b": None, **(models or {"simulated": SIMULATED})},
+        "modelStore": {"size": "1Gi"},
+        "modelSync": {"timeoutSeconds": 180, "resources": resources("1Gi")},
+        "resources": resources(memory),
+        "sharedMemory": "64Mi",
+        "minReadySeconds": 0,
+        "probes": {"startup": {"budgetSeconds": 180, "periodSeconds": 1}},
+        "shutdown": {"preStopSeconds": 5, "drainSeconds": 20},
+        "ingress": {"enabled": True, "host": host},
+    }
+    if here.embedded:
+        chosen["huggingface"] = {"endpoint": place.EMBEDDED_HUB}
+        chosen["modelStore"] |= {"storageClass": "shared", "accessModes": ["ReadWriteMany"]}
+        chosen["ingress"]["className"] = "traefik"
+    return chosen
+
+
+def resources(memory: str) -> dict[str, Any]:
+    """Return resources that fit a crowd of releases on a small machine."""
+    return {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": memory}}
