@@ -122,6 +122,7 @@ DEFINITIONS: dict[str, Schema] = {
 }
 LIMITS = {
     "above": ("exclusiveMinimum", int),
+    "below": ("exclusiveMaximum", int),
     "min": ("minimum", int),
     "max": ("maximum", int),
     "pattern": ("pattern", str),

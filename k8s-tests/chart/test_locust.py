@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ CI_FILES = sorted(CHART.glob("ci/*-values.yaml"))
 CASES = [None, *CI_FILES]
 IDS = ["defaults", *(file.stem.removesuffix("-values") for file in CI_FILES)]
 EVERYTHING = CHART / "ci" / "everything-values.yaml"
+SEARCH = CHART / "ci" / "capacity-values.yaml"
 SELECTOR = {
     "app.kubernetes.io/name",
     "app.kubernetes.io/instance",
@@ -199,7 +202,7 @@ def test_servers_of_the_namespace_admit_the_pods() -> None:
 @variant
 def test_nothing_is_tried_again_and_everything_ends(file: Path | None) -> None:
     manifest = locust(file=file)
-    assert len(manifest.all("Job")) == 2
+    assert len(manifest.all("Job")) == (1 if file == SEARCH else 2)
     for found in manifest.all("Job"):
         assert found["spec"]["backoffLimit"] == 0
         assert found["spec"]["ttlSecondsAfterFinished"] == 3600
@@ -315,6 +318,51 @@ def test_the_test_keeps_away_from_gpu_nodes() -> None:
         ]
         assert "tolerations" not in spec
     assert "affinity" not in str(locust({"gpuNodes": {"avoid": False}}).all("Job"))
+
+
+# A search for the capacity.
+
+
+def test_a_search_is_one_pod_that_makes_its_load_itself() -> None:
+    manifest = locust(file=SEARCH)
+    (only,) = manifest.all("Job")
+    assert only["metadata"]["name"] == "rel-locust-run-1-master"
+    assert own_services(manifest) == []
+    (policy,) = manifest.all("NetworkPolicy")
+    opened = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+    assert opened == {"metrics"}
+    found = container(manifest, "master")
+    assert found["command"] == ["python3", "-m", "triton_load.capacity"]
+    assert found["resources"] == container(locust(), "worker")["resources"]
+    assert [port["name"] for port in found["ports"]] == ["metrics"]
+    silent = locust({"metrics": {"enabled": False}}, file=SEARCH)
+    assert "ports" not in container(silent, "master")
+    assert "ingress" not in silent.one("NetworkPolicy")["spec"]
+
+
+def test_a_search_takes_every_word_that_the_chart_gives_it(tmp_path: Path) -> None:
+    words = container(locust({"capacity": {"forUsers": 50}}, file=SEARCH), "master")["args"]
+    goals = tmp_path / "goals.yaml"
+    goals.write_text("error ratio: 0\n")
+    here = {
+        "--out": tmp_path / "out",
+        "--objectives": goals,
+        "--host": "http://127.0.0.1:9",
+        "--wait": 0,
+        "--exporter-port": 0,
+    }
+    assert set(here) <= {word.split("=")[0] for word in words}
+    names = [word.split("=")[0] for word in words]
+    words = [f"{n}={here[n]}" if n in here else w for n, w in zip(names, words, strict=True)]
+    done = subprocess.run(
+        [sys.executable, "-m", "triton_load.capacity", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "load_testing")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: cannot reach http://127.0.0.1:9")
 
 
 # Who may do what.

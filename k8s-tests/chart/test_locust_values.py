@@ -105,6 +105,9 @@ def test_every_value_that_templates_read_is_declared() -> None:
         {"jobs": {"deadlineSeconds": 1}},
         {"networkPolicy": {"targetPorts": []}},
         {"metrics": {"port": 80}},
+        {"capacity": {"by": "tokens"}},
+        {"capacity": {"start": 0}},
+        {"capacity": {"headroom": 1}},
     ],
     ids=json.dumps,
 )
@@ -113,6 +116,7 @@ def test_helm_refuses_a_wrong_value(values: dict[str, Any]) -> None:
         render(values, chart=CHART)
 
 
+SEARCH: dict[str, Any] = {"capacity": {"enabled": True}, "objectives": {"error ratio": 0}}
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "two data files": (
         {"data": {"file": "/a", "inline": "[]"}},
@@ -130,6 +134,31 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "killed too early": (
         {"run": {"durationSeconds": 7200}},
         "jobs.deadlineSeconds (7200) ends the Jobs before the run can end (7620 s",
+    ),
+    "search without an aim": (
+        {"capacity": {"enabled": True}},
+        "capacity.enabled searches within the objectives: set objectives",
+    ),
+    "search with a load": (
+        {**SEARCH, "run": {"rate": 2, "shape": "ramp", "options": {"think-time": 1}}},
+        "capacity.enabled chooses the load itself: unset run.rate and run.shape and "
+        "run.options.think-time",
+    ),
+    "search for two": (
+        {**SEARCH, "capacity": {"enabled": True, "forUsers": 2, "forRate": 2}},
+        "capacity.forUsers and capacity.forRate are set together: keep one",
+    ),
+    "search for nothing": (
+        {**SEARCH, "capacity": {"enabled": True, "start": 5, "highest": 4}},
+        "capacity.start is above capacity.highest",
+    ),
+    "half a user": (
+        {**SEARCH, "capacity": {"enabled": True, "by": "users", "start": 1.5}},
+        "capacity.start must be a whole number of users",
+    ),
+    "search with a page": (
+        {**SEARCH, "webUI": {"enabled": True}},
+        "capacity.enabled makes many runs, which have no page: unset webUI.enabled",
     ),
     "no page": ({"webUI": {"ingress": {"enabled": True}}}, "set webUI.enabled"),
     "nothing to scrape": (

@@ -88,3 +88,15 @@ def known_server(**options: Any) -> Iterator[Known]:
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+def stream_numbers(folder: Path, *, host: str, users: int, seconds: int) -> dict[str, float]:
+    """Return what another client can be asked, too, after a run of streams of the known model."""
+    words = (f"--host={host}", "--model=known", "--client=stream", "--stop-timeout=10")
+    done, found = measured(folder, *words, f"-u{users}", "-r100", f"-t{seconds}s")
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # a busy machine is no error here
+    assert found.totals.failed == found.totals.unfinished == 0
+    return {
+        "tokens_per_second": found.totals.output_tokens_per_second,
+        "ttft_p50_seconds": found.distributions[record.TTFT].quantile(50),
+    }

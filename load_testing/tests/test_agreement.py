@@ -10,26 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import known_server, measured
-
-from triton_load import record
+from running import known_server, stream_numbers
 
 USERS, SECONDS, ROUNDS = 4, 10, 3
 # An answer takes 1.04 s, so that the end of the load falls into the middle of one: a user who just
 # slips in one more would stretch one client's run and not the other's.
 TTFT_MS, GAP_MS, TOKENS = 200, 21.5, 40
-
-
-def ours(host: str, folder: Path) -> dict[str, float]:
-    words = (f"--host={host}", "--model=known", "--client=stream", "--stop-timeout=10")
-    load = (f"-u{USERS}", "-r100", f"-t{SECONDS}s")
-    done, found = measured(folder, *words, *load)
-    assert done.returncode in (0, 3), done.stdout + done.stderr  # a busy machine is no error here
-    assert found.totals.failed == found.totals.unfinished == 0
-    return {
-        "tokens_per_second": found.totals.output_tokens_per_second,
-        "ttft_p50_seconds": found.distributions[record.TTFT].quantile(50),
-    }
 
 
 def theirs(host: str) -> dict[str, float]:
@@ -54,7 +40,10 @@ def test_tokens_agree_within_3_percent_and_first_tokens_within_5(
     pairs = []
     with known_server(ttft_ms=TTFT_MS, gap_ms=GAP_MS, tokens=TOKENS) as server:
         for number in range(ROUNDS):  # in turns: what the machine does besides meets both
-            pairs.append((ours(server.host, tmp_path / str(number)), theirs(server.host)))
+            ours = stream_numbers(
+                tmp_path / str(number), host=server.host, users=USERS, seconds=SECONDS
+            )
+            pairs.append((ours, theirs(server.host)))
     for name, limit in (("tokens_per_second", 0.03), ("ttft_p50_seconds", 0.05)):
         ratios = [mine[name] / other[name] for mine, other in pairs]
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"

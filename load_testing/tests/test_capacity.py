@@ -74,10 +74,18 @@ def test_a_queue_that_grows_breaks_a_step_that_passed() -> None:
     assert step.reasons == ("the queue grows: 29 requests in flight, then 49",)
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def begin(*words: str) -> subprocess.Popen[str]:
     env = {**environment(), "PYTHONPATH": str(ROOT / "load_testing"), "PATH": os.environ["PATH"]}
     command = [sys.executable, "-m", "triton_load.capacity", *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    with begin(*words) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def test_the_capacity_of_a_server_with_four_slots_is_four_users(tmp_path: Path) -> None:
@@ -101,7 +109,15 @@ def test_the_capacity_of_a_server_with_four_slots_is_four_users(tmp_path: Path) 
     kept = record.read(tmp_path / "out")
     assert kept.verdict.result == "pass"
     assert len(kept.notes["steps"]) == len(told["steps"]) >= 4
-    assert told["capacity"].split(";")[0] in (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert told["capacity"].split(";")[0] in page
+    assert f"autoscaling.target: {told['answer']['target']}" in page
+    summary = (tmp_path / "out/summary.txt").read_text()
+    for text in (page, summary):
+        assert text.count("holds") >= 3
+        assert text.count("breaks") >= 2
+        assert "replicas for 17 users: 6" in text
+    assert max(map(len, summary.splitlines())) <= 80
 
 
 def test_a_server_that_is_too_slow_for_the_first_load_fails(tmp_path: Path) -> None:
@@ -117,6 +133,24 @@ def test_a_server_that_is_too_slow_for_the_first_load_fails(tmp_path: Path) -> N
     assert "one replica does not hold 4 requests/s: p95 ttft is" in done.stdout
     assert record.read(tmp_path / "out").verdict.result == "fail"
     assert max(len(line) for line in done.stdout.splitlines() if "report:" not in line) <= 80
+
+
+def test_a_search_that_is_interrupted_is_invalid_and_keeps_its_steps(tmp_path: Path) -> None:
+    goals = tmp_path / "goals.yaml"
+    goals.write_text("error ratio: 0\n")
+    with known_server(ttft_ms=20, gap_ms=1, tokens=2) as server:
+        words = ("--start=4", "--step-time=4", "--warm-up=0", "--", "--model=known")
+        locust = (f"--host={server.host}", f"--objectives={goals}", "--max-lag=500")
+        with begin(f"--out={tmp_path / 'out'}", *words, *locust, "--client=stream") as process:
+            assert process.stderr is not None
+            assert any("step 2" in line for line in process.stderr)
+            process.terminate()
+            out, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, out
+    assert "the search was interrupted before its end; 4 requests/s held once" in out
+    kept = record.read(tmp_path / "out")
+    assert kept.verdict.result == "invalid"
+    assert [step["result"] for step in kept.notes["steps"]] == ["holds"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ load doubles until a step breaks, then the gap is halved until it is narrow, the
 tried once more. Everything after `--` goes to Locust as it is.
 
 Exit codes: 0 found, 1 the first load is too much already, 2 bad input, 3 the generator was the
-limit.
+limit, or the search was interrupted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import argparse
 import dataclasses
 import json
 import math
+import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,11 +32,11 @@ from triton_load.record import Record
 from triton_load.search import BLIND, BREAKS, HOLDS, Found, Step, search
 
 LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
-COLUMNS = 80
 # What the search decides itself.
 _CHOSEN = (
     *("--rate", "--out", "--run-time", "-t", "--users", "-u", "--spawn-rate", "-r", "--headless"),
     *("--shape", "--peak", "--stop-timeout", "--think-time", "--csv", "--master", "--worker"),
+    "--run-name",
 )
 # A queue that grows: requests in flight become this much more, and this many at least.
 _GROWTH, _SPARE = 1.5, 3.0
@@ -161,6 +161,7 @@ class Runs:
         self._options, self._words = options, list(words)
         self._began = time.monotonic()
         self.records: list[Record] = []
+        self.steps: list[Step] = []
 
     def warm_up(self) -> None:
         """Run the first load for a while and forget what was measured."""
@@ -179,8 +180,9 @@ class Runs:
         self._say(f"step {number}: {level:g} {self._options.by}")
         folder = Path(self._options.out) / f"{number:02d}-{self._options.by}-{level:g}"
         run = self._run(level, folder, seconds=self._options.step_time)
-        self.records.append(run)
         step = step_of(run, level=level)
+        self.records.append(run)
+        self.steps.append(step)
         self._say("; ".join([f"  {step.result}", *step.reasons]))
         return step
 
@@ -198,12 +200,27 @@ class Runs:
             *("--only-summary", f"--run-time={max(1, round(seconds))}s", f"--out={folder}"),
             *(f"--stop-timeout={options.stop_timeout:g}", *load, *self._words),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == EXIT_INPUT or not (folder / "run.json").exists():
-            told = [line for line in done.stderr.splitlines() if "error:" in line]
-            text = (told or done.stderr.splitlines() or ["it said nothing"])[-1]
+        code, said = _finished(command)
+        if code == EXIT_INPUT or not (folder / "run.json").exists():
+            told = [line for line in said.splitlines() if "error:" in line]
+            text = (told or said.splitlines() or ["it said nothing"])[-1]
             raise LoadTestError(text.partition("error: ")[2] or text)
         return record.read(folder)
+
+
+def _finished(command: Sequence[str]) -> tuple[int, str]:
+    """Run a command to its end; return its exit code and what it wrote to stderr.
+
+    When this process is interrupted, so is the command, and its load ends before ours does.
+    """
+    quiet, heard = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, stdout=quiet, stderr=heard, text=True) as child:
+        try:
+            said = child.communicate()[1]
+        except BaseException:
+            child.terminate()
+            raise
+    return child.returncode, said
 
 
 def sentence(found: Found, result: Answer | None, *, unit: str) -> str:
@@ -239,9 +256,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except LoadTestError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT
-    except KeyboardInterrupt:
-        print(f"stopped; the steps so far are in {options.out}", file=sys.stderr)
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -264,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--for-users", type=int, default=0, help="how many users shall be served in all")
     add("--for-rate", type=float, default=0.0, help="how many requests/s shall be served in all")
     add("--think-time", type=float, default=0.0, help="a user's pause between requests, seconds")
+    add("--run-name", default="", help="name of the search in its report")
     add("--json", action="store_true", help="print the answer as JSON")
     return parser
 
@@ -288,14 +303,22 @@ def _check(options: argparse.Namespace, passed: Sequence[str]) -> None:
 
 def _run(options: argparse.Namespace, passed: Sequence[str]) -> int:
     runs = Runs(options, passed)
-    runs.warm_up()
-    found = search(
-        runs.attempt,
-        low=options.start,
-        high=options.highest,
-        precision=options.precision,
-        whole=options.by == "users",
-    )
+    unit = "requests/s" if options.by == "rate" else "users"
+    try:
+        runs.warm_up()
+        found = search(
+            runs.attempt,
+            low=options.start,
+            high=options.highest,
+            precision=options.precision,
+            whole=options.by == "users",
+        )
+    except KeyboardInterrupt:
+        if not runs.steps:
+            print("stopped before the first step had ended", file=sys.stderr)
+            return EXIT_INVALID
+        found = Found(best=None, limit=None, steps=tuple(runs.steps), blind=True)
+        return _conclude(found, runs, None, text=_cut_short(found, unit), options=options)
     wish = Wish(
         users=options.for_users,
         rate=options.for_rate,
@@ -304,40 +327,62 @@ def _run(options: argparse.Namespace, passed: Sequence[str]) -> int:
         tested=options.replicas,
     )
     result = answer(found.best, wish) if found.best else None
-    unit = "requests/s" if options.by == "rate" else "users"
-    code = EXIT_INVALID if found.blind else EXIT_PASS if found.best else EXIT_FAIL
     text = sentence(found, result, unit=unit)
-    _keep(found, result, runs, text=text, code=code, folder=Path(options.out))
-    if options.json:
-        steps = [_evidence(*pair) for pair in zip(found.steps, runs.records, strict=True)]
-        known = dataclasses.asdict(result) if result else None
-        print(json.dumps({"exit_code": code, "capacity": text, "answer": known, "steps": steps}))
-    else:
-        print(_table(found, runs.records, unit=unit))
-        print(_words(text, result, wish), f"report: {options.out}", sep="\n")
-    return code
+    lines = _follows(result, wish) if result else []
+    return _conclude(found, runs, result, text=text, follows=lines, options=options)
 
 
-def _keep(
-    found: Found, result: Answer | None, runs: Runs, *, text: str, code: int, folder: Path
-) -> None:
-    """Write the best run's record, or the last one's, with the search as evidence."""
+def _cut_short(found: Found, unit: str) -> str:
+    held = [step.level for step in found.steps if step.result == HOLDS]
+    known = f"{max(held):g} {unit} held once" if held else "no load held"
+    return f"the search was interrupted before its end; {known}"
+
+
+def _follows(result: Answer, wish: Wish) -> list[str]:
+    """What follows from the answer, a line each."""
+    lines = [
+        f"autoscaling.target: {result.target}  "
+        f"({1 - wish.headroom:.0%} of {result.in_flight:.1f} in flight)"
+    ]
+    if result.replicas is not None:
+        lines.append(f"replicas for {wish.text}: {result.replicas}")
+    return lines
+
+
+def _conclude(
+    found: Found,
+    runs: Runs,
+    result: Answer | None,
+    *,
+    text: str,
+    options: argparse.Namespace,
+    follows: Sequence[str] = (),
+) -> int:
+    """Write the best run's record, or the last one's, with the search as evidence; print it all."""
+    code = EXIT_INVALID if found.blind else EXIT_PASS if found.best else EXIT_FAIL
     pairs = list(zip(found.steps, runs.records, strict=True))
     run = next((run for step, run in pairs if step is found.best), runs.records[-1])
     word = {EXIT_PASS: "pass", EXIT_FAIL: "fail", EXIT_INVALID: "invalid"}[code]
     reasons = () if code == EXIT_PASS else (text,)
+    known = dataclasses.asdict(result) if result else {}
+    steps = [_evidence(*pair) for pair in pairs]
     final = dataclasses.replace(
         run,
-        name=f"capacity of {run.config['model']}",
+        name=options.run_name or f"capacity of {run.config['model']}",
         verdict=record.Verdict(result=word, reasons=reasons, exit_code=code),
         notes={
             "capacity": text,
-            "answer": dataclasses.asdict(result) if result else {},
-            "steps": [_evidence(step, each) for step, each in pairs],
+            "follows": list(follows),
+            "unit": "requests/s" if options.by == "rate" else "users",
+            "answer": known,
+            "steps": steps,
         },
     )
-    record.write(final, folder)
-    report.write(final, folder)
+    record.write(final, Path(options.out))
+    summary = report.write(final, Path(options.out))
+    told = {"exit_code": code, "capacity": text, "answer": known or None, "steps": steps}
+    print(json.dumps(told) if options.json else f"{summary}\nreport: {options.out}")
+    return code
 
 
 def _evidence(step: Step, run: Record) -> dict[str, Any]:
@@ -354,36 +399,12 @@ def _evidence(step: Step, run: Record) -> dict[str, Any]:
     }
 
 
-def _table(found: Found, runs: Sequence[Record], *, unit: str) -> str:
-    lines = [f"{unit:>12} {'result':>8} {'p95 latency':>12} {'p95 TTFT':>10} {'in flight':>10}"]
-    for step, run in zip(found.steps, runs, strict=True):
-        latency, ttft = (_seconds(_p95(run, name)) for name in (record.LATENCY, record.TTFT))
-        lines.append(
-            f"{step.level:12.4g} {step.result:>8} {latency:>12} {ttft:>10} {step.in_flight:10.1f}"
-        )
-    return "\n".join([*lines, ""])
-
-
-def _words(text: str, result: Answer | None, wish: Wish) -> str:
-    lines = textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
-    if result:
-        lines.append(
-            f"autoscaling.target: {result.target}  "
-            f"({1 - wish.headroom:.0%} of {result.in_flight:.1f} in flight)"
-        )
-        if result.replicas is not None:
-            lines.append(f"replicas for {wish.text}: {result.replicas}")
-    return "\n".join(lines)
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g} s"
-
-
 def _p95(run: Record, name: str) -> float | None:
     found = run.distributions.get(name)
     return found.quantile(95) if found is not None and found.count else None
 
 
 if __name__ == "__main__":
+    # A pod that is evicted gets a SIGTERM, which a process with the id 1 does not even notice.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(main())

@@ -6,10 +6,13 @@
     (printf "--grpc-host=%s" .Values.target.grpc)
     (printf "--model=%s" .Values.target.model)
     (printf "--wait=%d" (int .Values.target.waitSeconds))
-    (printf "--client=%s" $run.client)
+    (printf "--client=%s" $run.client) -}}
+{{- if not .Values.capacity.enabled -}}
+{{- $words = concat $words (list
     (printf "--arrival=%s" $run.arrival)
     (printf "--shape=%s" $run.shape)
-    (printf "--stop-timeout=%d" (int $run.stopSeconds)) -}}
+    (printf "--stop-timeout=%d" (int $run.stopSeconds))) -}}
+{{- end -}}
 {{- with include "locust.dataFile" . }}{{ $words = append $words (printf "--data=%s" .) }}{{ end -}}
 {{- with include "locust.schemaFile" . }}{{ $words = append $words (printf "--schema=%s" .) }}{{ end -}}
 {{- with $run.rate }}{{ $words = append $words (printf "--rate=%s" (include "locust.scalar" .)) }}{{ end -}}
@@ -46,13 +49,46 @@
 {{- else -}}
 {{- $words = append $words "--headless" -}}
 {{- end -}}
+{{- $words = concat $words (include "locust.arguments.watched" . | fromJsonArray) -}}
+{{- concat $words (include "locust.arguments.test" . | fromJsonArray) | toJson -}}
+{{- end -}}
+
+{{/*
+Arguments of a search as a JSON list: its own, then those of each of its runs. The loads of a search
+are its own, so a run is told nothing of users, rates and lengths.
+*/}}
+{{- define "locust.arguments.capacity" -}}
+{{- $search := .Values.capacity -}}
+{{- $words := list
+    "--out=/results/$(POD_NAME)"
+    (printf "--by=%s" $search.by)
+    (printf "--start=%s" (include "locust.scalar" $search.start))
+    (printf "--highest=%s" (include "locust.scalar" $search.highest))
+    (printf "--precision=%s" (include "locust.scalar" $search.precision))
+    (printf "--step-time=%d" (int $search.stepSeconds))
+    (printf "--warm-up=%d" (int $search.warmUpSeconds))
+    (printf "--stop-timeout=%d" (int .Values.run.stopSeconds))
+    (printf "--replicas=%d" (int $search.replicas))
+    (printf "--headroom=%s" (include "locust.scalar" $search.headroom))
+    (printf "--think-time=%s" (include "locust.scalar" $search.thinkSeconds))
+    (printf "--run-name=%s" (include "locust.runName" .)) -}}
+{{- with $search.forUsers }}{{ $words = append $words (printf "--for-users=%d" (int .)) }}{{ end -}}
+{{- with $search.forRate }}{{ $words = append $words (printf "--for-rate=%s" (include "locust.scalar" .)) }}{{ end -}}
+{{- $words = concat $words (list "--" "--objectives=/etc/triton-load/objectives.yaml") -}}
+{{- $words = concat $words (include "locust.arguments.watched" . | fromJsonArray) -}}
+{{- concat $words (include "locust.arguments.test" . | fromJsonArray) | toJson -}}
+{{- end -}}
+
+{{/* Arguments of who leads a run, about what it counts and shows, as a JSON list. */}}
+{{- define "locust.arguments.watched" -}}
+{{- $words := list -}}
 {{- if .Values.target.podLabels -}}
 {{- $words = append $words (printf "--replicas-host=%s" (include "locust.replicasName" .)) -}}
 {{- end -}}
 {{- if .Values.metrics.enabled -}}
 {{- $words = append $words (printf "--exporter-port=%d" (int .Values.metrics.port)) -}}
 {{- end -}}
-{{- concat $words (include "locust.arguments.test" . | fromJsonArray) | toJson -}}
+{{- $words | toJson -}}
 {{- end -}}
 
 {{/* Arguments of a worker as a JSON list. Its exit status tells of itself only, never of the server. */}}

@@ -6,6 +6,7 @@ at once. Fails the render, or gives nothing.
 {{- $faults := concat
     (include "locust.validate.sources" . | fromJsonArray)
     (include "locust.validate.options" . | fromJsonArray)
+    (include "locust.validate.capacity" . | fromJsonArray)
     (include "locust.validate.access" . | fromJsonArray) -}}
 {{- if $faults -}}
 {{- fail (printf "\n- %s" (join "\n- " $faults)) -}}
@@ -51,9 +52,44 @@ at once. Fails the render, or gives nothing.
 {{- end -}}
 {{- $life := add (int .Values.run.durationSeconds) (int .Values.run.stopSeconds)
     (int .Values.master.waitForWorkersSeconds) -}}
-{{- if gt $life (int .Values.jobs.deadlineSeconds) -}}
+{{- if and (gt $life (int .Values.jobs.deadlineSeconds)) (not .Values.capacity.enabled) -}}
 {{- $faults = append $faults (print "jobs.deadlineSeconds (" (int .Values.jobs.deadlineSeconds)
     ") ends the Jobs before the run can end (" $life " s with waiting and stopping): raise it.") -}}
+{{- end -}}
+{{- $faults | toJson -}}
+{{- end -}}
+
+{{/* Faults in a search for the capacity, as a JSON list. */}}
+{{- define "locust.validate.capacity" -}}
+{{- $faults := list -}}
+{{- if .Values.capacity.enabled -}}
+{{- $search := .Values.capacity -}}
+{{- if not .Values.objectives -}}
+{{- $faults = append $faults "capacity.enabled searches within the objectives: set objectives." -}}
+{{- end -}}
+{{- $chosen := list -}}
+{{- if .Values.run.rate }}{{ $chosen = append $chosen "run.rate" }}{{ end -}}
+{{- if .Values.run.peak }}{{ $chosen = append $chosen "run.peak" }}{{ end -}}
+{{- if ne .Values.run.shape "constant" }}{{ $chosen = append $chosen "run.shape" }}{{ end -}}
+{{- range $name := list "think-time" "steps" }}
+{{- if hasKey $.Values.run.options $name }}{{ $chosen = append $chosen (print "run.options." $name) }}{{ end -}}
+{{- end -}}
+{{- if $chosen -}}
+{{- $faults = append $faults (print "capacity.enabled chooses the load itself: unset "
+    (join " and " $chosen) ".") -}}
+{{- end -}}
+{{- if and $search.forUsers $search.forRate -}}
+{{- $faults = append $faults "capacity.forUsers and capacity.forRate are set together: keep one." -}}
+{{- end -}}
+{{- if gt (float64 $search.start) (float64 $search.highest) -}}
+{{- $faults = append $faults "capacity.start is above capacity.highest: lower it." -}}
+{{- end -}}
+{{- if and (eq $search.by "users") (ne (float64 $search.start) (floor $search.start)) -}}
+{{- $faults = append $faults "capacity.start must be a whole number of users." -}}
+{{- end -}}
+{{- if .Values.webUI.enabled -}}
+{{- $faults = append $faults "capacity.enabled makes many runs, which have no page: unset webUI.enabled." -}}
+{{- end -}}
 {{- end -}}
 {{- $faults | toJson -}}
 {{- end -}}

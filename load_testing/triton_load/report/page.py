@@ -17,6 +17,7 @@ def render(view: View) -> str:
     """Return the whole page."""
     parts = [
         _head(view),
+        _search(view),
         _figures(view),
         _objectives(view),
         _time_plots(view),
@@ -40,6 +41,15 @@ def _head(view: View) -> str:
         f"<h1>{escape(view.title)}</h1></header>\n"
         + (f'<ul class="reasons">{reasons}</ul>\n' if reasons else "")
     )
+
+
+def _search(view: View) -> str:
+    if view.search is None:
+        return ""
+    answer = "".join(f"<li>{escape(line)}</li>" for line in view.search.answer)
+    table = _table(view.search.heads, view.search.rows)
+    note = "<p>All below is of the best step, or of the last one where none held twice.</p>"
+    return _section("Search for the capacity", f"<ul>{answer}</ul>{table}{note}")
 
 
 def _figures(view: View) -> str:

@@ -15,6 +15,7 @@ from triton_load.report.view import (
     ErrorClass,
     Objective,
     OverTime,
+    Search,
     View,
     rebin,
 )
@@ -45,6 +46,7 @@ def view_of(record: Record) -> View:
         objectives=[objective_of(found) for found in record.objectives],
         errors=[ErrorClass(name=e.name, count=e.count, example=e.example) for e in record.errors],
         generator=generator_of(record),
+        search=search_of(record.notes),
         limits=limits_of(record),
     )
 
@@ -71,9 +73,32 @@ def facts_of(record: Record) -> dict[str, str]:
     for name, value in record.config.items():
         if value not in (None, "", False, [], {}):
             facts[name.replace("_", " ")] = text_of(value)
-    for name, value in record.notes.items():
-        facts[name.replace("_", " ")] = text_of(value)
     return facts
+
+
+def search_of(notes: Mapping[str, Any]) -> Search | None:
+    """Return the search whose evidence is in the notes of a record; None when there was none."""
+    if "steps" not in notes:
+        return None
+    heads = (notes["unit"], "result", "answered/s", "in flight", "latency p95", "TTFT p95", "why")
+    rows = [
+        (
+            number(step["load"]),
+            step["result"],
+            number(step["requests_per_second"]),
+            number(step["in_flight"]),
+            seconds_of(step["p95_latency_seconds"]),
+            seconds_of(step["p95_ttft_seconds"]),
+            "; ".join(step["reasons"]),
+        )
+        for step in notes["steps"]
+    ]
+    return Search(answer=(notes["capacity"], *notes["follows"]), heads=heads, rows=rows)
+
+
+def seconds_of(value: float | None) -> str:
+    """Return a number of seconds as text; a dash when nothing was measured."""
+    return "-" if value is None else milliseconds(1000 * value)
 
 
 def text_of(value: Any) -> str:

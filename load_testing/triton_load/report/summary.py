@@ -12,7 +12,7 @@ COLUMNS = 80
 
 def render(view: View) -> str:
     """Return the summary as lines of at most 80 columns, with a newline at the end."""
-    lines = [*_wrap(view.title), ""]
+    lines = [*_wrap(view.title), "", *_search(view)]
     lines += _pairs(view.figures)
     lines += ["", *_distributions(view)] if view.distributions else []
     if view.errors:
@@ -25,6 +25,17 @@ def render(view: View) -> str:
     for reason in view.reasons:
         lines += textwrap.wrap(reason, COLUMNS, initial_indent="- ", subsequent_indent="  ")
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _search(view: View) -> list[str]:
+    if view.search is None:
+        return []
+    *heads, _ = view.search.heads
+    lines = ["".join(f"{_cut(head, 12):>13}" for head in heads)]
+    lines += ["".join(f"{_cut(cell, 12):>13}" for cell in row[:-1]) for row in view.search.rows]
+    for line in view.search.answer:
+        lines += ["", *textwrap.wrap(line, COLUMNS, subsequent_indent="  ")]
+    return [*lines, ""]
 
 
 def _pairs(figures: dict[str, str]) -> list[str]:

@@ -69,6 +69,21 @@ class ErrorClass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search for the capacity.
+
+    Attributes:
+        answer: what was found and what follows from it, a sentence each.
+        heads: names of the columns of `rows`.
+        rows: a row for each load that was tried, in order.
+    """
+
+    answer: Sequence[str]
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything in a report.
 
@@ -84,6 +99,7 @@ class View:
         objectives: in the order in which they were written.
         errors: most frequent first.
         generator: how the processes that made the load fared, label -> text.
+        search: of which this run is the best step; None for a run of its own.
         limits: an objective to draw, by the name of a distribution or plot: words, milliseconds.
     """
 
@@ -97,6 +113,7 @@ class View:
     objectives: Sequence[Objective] = ()
     errors: Sequence[ErrorClass] = ()
     generator: dict[str, str] = field(default_factory=dict)
+    search: Search | None = None
     limits: dict[str, tuple[str, float]] = field(default_factory=dict)
 
 
