@@ -76,8 +76,24 @@ def door(here: place.Place, release: Release) -> Door:
     )["items"]
     if not ingresses:
         raise helm.CommandFailedError(f"release {release.name} has no Ingress; set ingress.enabled")
-    host = ingresses[0]["spec"]["rules"][0].get("host", "")
-    points = ingresses[0].get("status", {}).get("loadBalancer", {}).get("ingress", [])
+    entrance = entrance_of(here, ingresses[0])
+    ready = next(
+        path["path"]
+        for path in ingresses[0]["spec"]["rules"][0]["http"]["paths"]
+        if path["path"].endswith("/ready")
+    )
+    until(lambda: entrance.request("GET", ready, timeout=5)[0] == 200, seconds=60, every=0.3)
+    return entrance
+
+
+def entrance_of(here: place.Place, ingress: dict[str, Any]) -> Door:
+    """Return where requests for an Ingress enter the cluster, routed already or not.
+
+    Raises:
+        helm.CommandFailedError: when it has no address yet.
+    """
+    host = ingress["spec"]["rules"][0].get("host", "")
+    points = ingress.get("status", {}).get("loadBalancer", {}).get("ingress", [])
     if points:
         address = points[0].get("ip") or points[0]["hostname"]
     elif here.embedded:
@@ -86,14 +102,7 @@ def door(here: place.Place, release: Release) -> Door:
         raise helm.CommandFailedError(
             "the Ingress has no address yet; is an ingress controller running?"
         )
-    entrance = Door(address=address, port=80, host=host)
-    ready = next(
-        path["path"]
-        for path in ingresses[0]["spec"]["rules"][0]["http"]["paths"]
-        if path["path"].endswith("/ready")
-    )
-    until(lambda: entrance.request("GET", ready, timeout=5)[0] == 200, seconds=60, every=0.3)
-    return entrance
+    return Door(address=address, port=80, host=host)
 
 
 def gateway_address(here: place.Place) -> str:

@@ -168,14 +168,21 @@ def follow(release: Release, pod: str, board: Board) -> subprocess.Popen[str]:
 # The report.
 
 
-def reader_manifest(release: Release, name: str, claim: str, image: str) -> dict[str, Any]:
-    """Return a pod that mounts the claim read-only for a few minutes."""
+def idle_pod(
+    release: Release,
+    name: str,
+    image: str,
+    *,
+    claim: str = "",
+    labels: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return a pod that sleeps for a few minutes; it mounts the claim, if any, read-only."""
     security = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    container = {
+    container: dict[str, Any] = {
         "name": "reader",
         "image": image,
         "command": ["sleep", "300"],
@@ -184,12 +191,15 @@ def reader_manifest(release: Release, name: str, claim: str, image: str) -> dict
             "requests": {"cpu": "10m", "memory": "16Mi"},
             "limits": {"memory": "64Mi"},
         },
-        "volumeMounts": [{"name": "results", "mountPath": "/results", "readOnly": True}],
     }
+    volumes: list[dict[str, Any]] = []
+    if claim:
+        container["volumeMounts"] = [{"name": "results", "mountPath": "/results", "readOnly": True}]
+        volumes = [{"name": "results", "persistentVolumeClaim": {"claimName": claim}}]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": release.namespace},
+        "metadata": {"name": name, "namespace": release.namespace, "labels": labels or {}},
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
@@ -202,7 +212,7 @@ def reader_manifest(release: Release, name: str, claim: str, image: str) -> dict
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [container],
-            "volumes": [{"name": "results", "persistentVolumeClaim": {"claimName": claim}}],
+            "volumes": volumes,
         },
     }
 
@@ -215,20 +225,23 @@ def check_running(release: Release, name: str) -> None:
 
 
 @contextmanager
-def reader(release: Release, claim: str, image: str) -> Iterator[str]:
-    """Run a pod that can read the claim; give its name.
+def bystander(
+    release: Release, image: str, *, claim: str = "", labels: dict[str, str] | None = None
+) -> Iterator[str]:
+    """Run a pod beside a release, which can read its claim; give the pod's name.
 
     Raises:
         NotRunError: when it does not start within a minute.
     """
     here, name = release.place, f"{release.name}-reader-{uuid.uuid4().hex[:5]}"
-    manifest = json.dumps(reader_manifest(release, name, claim, image))
+    manifest = json.dumps(idle_pod(release, name, image, claim=claim, labels=labels))
     helm.run(here, "kubectl", "apply", "-f", "-", stdin=manifest)
     try:
         until(lambda: check_running(release, name), seconds=60, every=0.5)
         yield name
     except TimeoutError as error:
-        raise NotRunError(f"the volume {claim} cannot be read: {error}") from error
+        what = f"the volume {claim} cannot be read" if claim else f"{name} does not start"
+        raise NotRunError(f"{what}: {error}") from error
     finally:
         gone = ("delete", "pod", name, "--wait=false", "--ignore-not-found")
         helm.run(here, "kubectl", "-n", release.namespace, *gone)
@@ -265,7 +278,7 @@ def fetch(release: Release, *, folder: str = "", into: Path = RESULTS) -> Path:
     Raises:
         NotRunError: when there is no volume or no such report.
     """
-    with reader(release, claim_of(release), image_of(release)) as pod:
+    with bystander(release, image_of(release), claim=claim_of(release)) as pod:
         words = ["kubectl", "-n", release.namespace, "exec", pod, "--"]
         names = helm.run(release.place, *words, "ls", "-t", "/results").split()
         names = [name for name in names if name != "lost+found"]

@@ -20,7 +20,13 @@ import gevent.event
 import psutil
 from gevent.pool import Pool
 from locust.env import Environment
-from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
+from locust.runners import (
+    STATE_CLEANUP,
+    STATE_RUNNING,
+    STATE_SPAWNING,
+    MasterRunner,
+    WorkerRunner,
+)
 from locust.shape import LoadTestShape
 
 from triton_load import (
@@ -343,10 +349,11 @@ def _running(session: Session) -> bool:
 def _watch_load(session: Session) -> None:
     while _running(session):
         runner = session.environment.runner
-        users = runner.user_count if runner else 0
-        session.measurements.sample(
-            users=users, in_flight=session.in_flight, moment=time.perf_counter()
-        )
+        # Not while the web page lingers after the load.
+        if runner and runner.state in (*_ACTIVE, STATE_CLEANUP):
+            session.measurements.sample(
+                users=runner.user_count, in_flight=session.in_flight, moment=time.perf_counter()
+            )
         gevent.sleep(_SAMPLE_SECONDS)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import jsonschema
 import pytest
 from load.tests.conftest import Start, condition, ended, report_of
 
-from support import helm, load
+from support import helm, install, load, place
 from support.helm import Release
 from support.place import ROOT
 from support.wait import until
@@ -19,6 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 FILES = {"run.json", "report.html", "summary.txt", "locust_stats.csv", "locust_stats_history.csv"}
 TENSOR = {"name": "no_such_input", "datatype": "BYTES", "shape": [1, 1], "data": [["x"]]}
 LONG = {"durationSeconds": 240}
+OF_LOCUST = "app.kubernetes.io/name=locust"
 
 
 def kubectl(release: Release, *words: str) -> str:
@@ -125,6 +128,91 @@ def test_bad_input_is_one_sentence_and_no_load(
     (sentence,) = [line for line in log.splitlines() if line.startswith("error: ")]
     assert words in sentence
     assert "Traceback" not in log
+
+
+# A search for the capacity.
+
+SEARCH = {"enabled": True, "by": "users", "start": 2, "stepSeconds": 4, "warmUpSeconds": 0}
+NO_PAUSE = {"options": {"max-tokens": 5, "max-lag": 60_000}}
+
+
+def test_a_search_finds_what_a_server_holds_and_keeps_every_step(
+    start: Start, tmp_path: Path
+) -> None:
+    release = start(
+        capacity={**SEARCH, "highest": 4, "forUsers": 64},
+        objectives={"p95 latency": "5 s", "error ratio": 0},
+        run=NO_PAUSE,
+    )
+    end = ended(release, seconds=200)
+    assert end.exit_code == 0
+    until(lambda: condition(release) == "Complete", seconds=10)
+    assert load.newest_job(release, "worker") is None
+    record = report_of(release, end.folder, tmp_path)
+    notes = record["notes"]
+    assert [(step["load"], step["result"]) for step in notes["steps"]] == [
+        *((2, "holds"), (4, "holds")),
+        (4, "holds"),  # once more: near the limit a load may hold by luck
+    ]
+    assert notes["capacity"].startswith("one replica holds at least 4 users")
+    assert notes["answer"]["replicas"] == 20  # a fifth of the 4 users stays free
+    assert notes["answer"]["target"] in (2, 3)
+    assert {second["replicas"] for second in record["series"]} >= {1}
+    page = (tmp_path / end.folder / "report.html").read_text()
+    assert "replicas for 64 users: 20" in page
+
+
+def test_a_search_whose_first_load_is_too_much_fails(start: Start, tmp_path: Path) -> None:
+    release = start(capacity=SEARCH, objectives={"p95 latency": "1 ms"}, run=NO_PAUSE)
+    end = ended(release, seconds=200)
+    assert end.exit_code == 1
+    until(lambda: condition(release) == "Failed", seconds=10)
+    assert "one replica does not hold 2 users" in kubectl(release, "logs", end.folder)
+    steps = report_of(release, end.folder, tmp_path)["notes"]["steps"]
+    assert [step["result"] for step in steps] == ["breaks"]
+
+
+# Who can watch.
+
+
+def test_numbers_and_page_of_a_run_reach_those_whom_the_policies_admit(
+    start: Start, here: place.Place
+) -> None:
+    scraper = {"app": "scraper"}
+    host = f"load-{uuid.uuid4().hex[:5]}.test"
+    controller = {"className": "traefik"} if here.embedded else {}
+    release = start(
+        run=LONG,
+        networkPolicy={"monitoring": [{"podSelector": {"matchLabels": scraper}}]},
+        webUI={"enabled": True, "ingress": {"enabled": True, "host": host, **controller}},
+    )
+    loading(release)
+    (master,) = load.pods(release, "master")
+    image = load.image_of(release)
+    url = f"http://{master['status']['podIP']}:9646/metrics"
+    code = f"from urllib.request import urlopen as u; print(u({url!r}, timeout=5).read().decode())"
+    with (
+        load.bystander(release, image, labels=scraper) as friend,
+        load.bystander(release, image) as stranger,
+    ):
+        words = ("--", "python3", "-c", code)
+        numbers = until(lambda: kubectl(release, "exec", friend, *words), seconds=30)
+        with pytest.raises(helm.CommandFailedError, match=r"timed out|refused"):
+            kubectl(release, "exec", stranger, *words)
+    (passed,) = re.findall(r'triton_load_requests_total{result="passed"} (\S+)', numbers)
+    assert float(passed) > 0
+    assert 'triton_load_time_to_first_token_seconds{quantile="0.95"}' in numbers
+
+    (found,) = helm.get(release.place, release.namespace, "ingress", "-l", OF_LOCUST)["items"]
+    page = install.entrance_of(release.place, found)
+
+    def answers() -> None:
+        status, body = page.request("GET", "/stats/requests", timeout=5)
+        assert status == 200, body
+        assert json.loads(body)["state"] == "running"
+
+    until(answers, seconds=60)
+    assert b"<title>Locust</title>" in page.request("GET", "/", timeout=5)[1]
 
 
 # Parts that die.
