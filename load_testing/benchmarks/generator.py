@@ -3,8 +3,9 @@
     python load_testing/benchmarks/generator.py --workers 1 2 4 8 --out generator.json
 
 For each number of workers, streams of a server that costs little (ticker.py) are read by more and
-more users until the run calls itself invalid: a worker over 80 % of its core, or late. Give the
-machine a core for each worker and two more; with fewer the result says how many there were.
+more users until the run calls itself invalid: a worker over 80 % of its core, or late. Writes JSON
+and, beside it, a plot. Give the machine a core for each worker, one for the master and one for each
+two workers' server; with fewer, they share, and the result says that the machine set the limit.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def tickers(count: int) -> Iterator[list[str]]:
         for process in running:
             process.kill()
             process.wait()
+
+
+def servers(workers: int) -> int:
+    """How many servers some workers read from; one feeds two with ease."""
+    return (workers + 1) // 2
 
 
 def free_port() -> int:
@@ -113,8 +119,8 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
         result = HOLDS if found.verdict.result == "pass" else BREAKS
         return Step(level=level, result=result, reasons=found.verdict.reasons)
 
-    with tickers(max(1, (workers + 1) // 2)) as hosts:
-        found = search(attempt, low=options.users * workers, precision=0.15, whole=True)
+    with tickers(servers(workers)) as hosts:
+        found = search(attempt, low=options.users, precision=options.precision, whole=True)
     best = [each for each in runs if found.best and each["users"] == found.best.level][-1:]
     events = best[0]["events_per_second"] if best else 0
     return {
@@ -123,8 +129,48 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
         "events_per_second_and_worker": round(events / workers),
         "users": best[0]["users"] if best else 0,
         "saturated_by": list(found.limit.reasons) if found.limit else [],
+        "cores_wanted": workers + 1 + servers(workers),
         "runs": runs,
     }
+
+
+def draw(document: dict[str, Any], file: Path) -> None:
+    """Draw the highest valid load of each number of workers, and where runs became invalid."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "generator"  # the same numbers give the same file
+    results, cores = document["results"], document["machine"]["cores"]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = [each["workers"] for each in results]
+    left.plot(counts, [each["events_per_second"] for each in results], "o-", label="measured")
+    one = results[0]["events_per_second_and_worker"]
+    left.plot(counts, [one * n for n in counts], "--", color="grey", label="one worker, times n")
+    left.set(title="Highest valid load", xlabel="workers", ylabel="stream events/s")
+    left.set(xticks=counts, ylim=(0, None))
+    if any(each["cores_wanted"] > cores for each in results):
+        note = (
+            f"{cores} cores are shared by servers, master and workers: the machine sets the limit"
+        )
+        figure.suptitle(note, fontsize="medium")
+    left.legend(loc="upper left", frameon=False)
+    for each in results:
+        runs = sorted(each["runs"], key=lambda run: run["users"])
+        events = [run["events_per_second"] for run in runs]
+        (line,) = right.plot(events, [run["cpu_percent"] for run in runs], "-", lw=0.8)
+        for run in runs:
+            right.plot(
+                *(run["events_per_second"], run["cpu_percent"]),
+                *("o" if run["verdict"] == "pass" else "x",),
+                color=line.get_color(),
+            )
+        right.plot([], [], "o-", color=line.get_color(), label=f"workers: {each['workers']}")
+    right.axhline(80, ls=":", color="grey")
+    right.set(title="Each run (x: it called itself invalid)", xlabel="stream events/s in all")
+    right.set(ylabel="busiest worker, % of a core", ylim=(0, 105))
+    right.legend(frameon=False, fontsize="small")
+    figure.savefig(file, metadata={"Date": None})
 
 
 def main() -> None:
@@ -132,7 +178,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seconds", type=int, default=10, help="length of each run")
-    parser.add_argument("--users", type=int, default=20, help="users of a worker to begin with")
+    parser.add_argument("--users", type=int, default=20, help="users in all to begin with")
+    parser.add_argument("--precision", type=float, default=0.15, help="width of the last gap")
     parser.add_argument("--max-lag", type=float, default=20, help="as of the load test, in ms")
     parser.add_argument("--out", type=Path, default=Path("generator.json"))
     options = parser.parse_args()
@@ -149,8 +196,10 @@ def main() -> None:
         "results": results,
     }
     options.out.write_text(json.dumps(document, indent=1) + "\n")
+    draw(document, options.out.with_suffix(".svg"))
     for each in results:
-        enough = "" if cores >= each["workers"] + 2 else f"  (only {cores} cores)"
+        wanted = each["cores_wanted"]
+        enough = "" if cores >= wanted else f"  (wants {wanted} cores, shares {cores})"
         print(
             f"{each['workers']} workers: {each['events_per_second']} events/s, "
             f"{each['events_per_second_and_worker']} a worker{enough}"
