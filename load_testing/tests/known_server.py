@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import signal
+import ssl
 import time
 from typing import Any
 
@@ -97,8 +98,13 @@ async def main() -> None:
     parser.add_argument("--gap-ms", type=float, default=10)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--slots", type=int, default=10_000)
-    known = KnownServer(parser.parse_args())
-    server = await asyncio.start_server(known.serve, "127.0.0.1", 0, backlog=1024)
+    parser.add_argument("--cert", default="", help="PEM of certificate and key: speak TLS")
+    options = parser.parse_args()
+    known, tls = KnownServer(options), None
+    if options.cert:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(options.cert)
+    server = await asyncio.start_server(known.serve, "127.0.0.1", 0, backlog=1024, ssl=tls)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 LOCUST = str(Path(sys.executable).parent / "locust")
 
 
-def locust(*words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def locust(*words: str, seconds: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run locust with our locustfile to its end, from the root of the repository."""
     command = [LOCUST, "-f", "load_testing/locustfile.py", *words]
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), **variables},
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -61,10 +61,10 @@ def measured(
 class Known:
     """The running server with known times."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], *, scheme: str) -> None:
         assert process.stdout is not None
         self._process = process
-        self.host = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        self.host = f"{scheme}://127.0.0.1:{int(process.stdout.readline())}"
         self._log: list[list[float]] | None = None
 
     def log(self) -> list[list[float]]:
@@ -83,7 +83,7 @@ def known_server(**options: Any) -> Iterator[Known]:
     program = str(Path(__file__).with_name("known_server.py"))
     process = subprocess.Popen([sys.executable, program, *words], stdout=subprocess.PIPE, text=True)
     try:
-        yield Known(process)
+        yield Known(process, scheme="https" if options.get("cert") else "http")
     finally:
         if process.poll() is None:
             process.kill()

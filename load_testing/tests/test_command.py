@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,34 @@ def test_bad_input_is_one_sentence_and_exit_code_2_before_any_load(
     assert len(told) == 1, done.stderr
     assert sentence in told[0]
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody but itself has signed, with its key."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("needs openssl to make a certificate")
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    words = ["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    words += ["-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    words += ["-keyout", str(file), "-out", str(file.with_suffix(".crt"))]
+    subprocess.run([program, *words], check=True, capture_output=True)
+    file.write_text(file.read_text() + file.with_suffix(".crt").read_text())
+    return file
+
+
+def test_a_certificate_is_trusted_only_when_one_says_so(certificate: Path) -> None:
+    with known_server(cert=certificate, tokens=3) as server:
+        words = ("--headless", "-t2s", "--client=stream", f"--host={server.host}", "--model=known")
+        refused = locust(*words)
+        blind = locust(*words, "--insecure")
+        trusted = locust(*words, SSL_CERT_FILE=str(certificate.with_suffix(".crt")))
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    (told,) = [line for line in refused.stderr.splitlines() if "error: " in line]
+    assert "is not trusted (self-signed certificate); add its CA (SSL_CERT_FILE)" in told
+    for done in (blind, trusted):
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_bad_input_sends_no_request() -> None:

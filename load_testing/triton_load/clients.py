@@ -271,6 +271,7 @@ class Http:
             connection_timeout=self._target.timeout,
             network_timeout=self._target.timeout,
             ssl_context_factory=self._context,
+            insecure=self._target.insecure,  # else it makes our context strict again
             block_size=65536,
         )
 

@@ -114,9 +114,11 @@ def test_workers_that_never_come_make_a_run_invalid(start: Start, tmp_path: Path
         ({"target": {"model": "no-such-model"}}, "no-such-model"),
         ({"target": {"model": "simulated", "url": "http://no-such-host:8000"}}, "no-such-host"),
         ({"data": {"inline": json.dumps({"inputs": [TENSOR]})}}, "no_such_input"),
+        ({"target": {"model": "simulated", "url": "https://triton:8000"}}, "TLS with https://"),
+        ({"schema": {"inline": 'input [ { name: "a" data_type: TYPE_WORD } ]'}}, "TYPE_WORD"),
         ({"objectives": {"p95 beauty": "1 s"}}, "p95 beauty"),
     ],
-    ids=["model", "host", "data", "objective"],
+    ids=["model", "host", "data", "tls", "pbtxt", "objective"],
 )
 def test_bad_input_is_one_sentence_and_no_load(
     start: Start, changes: dict[str, Any], words: str
