@@ -1,0 +1,154 @@
+"""Finds or compiles the shared library, and declares its functions.
+
+An image brings the library beside this file (`python -m triton_native.library` makes it there).
+Elsewhere it is compiled once into a cache folder, where there is a compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+VERSION = 1  # of the interface; the same number as in llama.cpp
+NAME = "libtriton_native.so"
+SOURCE = Path(__file__).with_name("source")
+_FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
+# What the library needs of C++ is inside it, so it runs beside any other libstdc++.
+_FLAGS += ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
+_COMPILE_SECONDS = 300
+
+
+class UnavailableError(Exception):
+    """The native step cannot be used; the text says why, as the rest of a sentence."""
+
+
+class Config(ctypes.Structure):
+    """Sizes of a model; the same as in llama.cpp."""
+
+    _fields_ = (
+        ("layers", ctypes.c_int32),
+        ("hidden", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("intermediate", ctypes.c_int32),
+        ("vocabulary", ctypes.c_int32),
+        ("window", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("separate_embedding", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Segment(ctypes.Structure):
+    """New tokens of one sequence; the same as in llama.cpp."""
+
+    _fields_ = (
+        ("pages", ctypes.c_uint64),
+        ("start", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("output", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    )
+
+
+def load_library(*, cache: Path | None) -> ctypes.CDLL:
+    """Return the library of this installation, or one that is compiled into `cache` once.
+
+    Raises:
+        UnavailableError: There is none, it does not load, or this CPU cannot run it.
+    """
+    own = Path(__file__).with_name(NAME)
+    path = own if own.exists() else _cached(cache)
+    try:
+        return _declared(path)
+    except (OSError, AttributeError) as error:
+        raise UnavailableError(f"{path} does not load ({error})") from None
+
+
+def _cached(cache: Path | None) -> Path:
+    if cache is None:
+        raise UnavailableError("it was not compiled for this installation")
+    path = cache / "native" / f"{source_key()}.so"
+    if not path.exists():
+        try:
+            compile_library(path)
+        except OSError as error:
+            raise UnavailableError(f"it cannot be compiled into {path} ({error})") from None
+    return path
+
+
+def source_key() -> str:
+    """Hash of all that decides what the library holds, apart from the compiler."""
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for file in sorted(SOURCE.iterdir()):
+        digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_library(path: Path) -> None:
+    """Compile the library to `path`; a second one that compiles meanwhile does no harm.
+
+    Raises:
+        UnavailableError: There is no compiler, or it fails.
+        OSError: The folder cannot be written.
+    """
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        raise UnavailableError("it was not compiled, and there is no g++ to do it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as partial:
+        result = Path(partial) / NAME
+        sources = [str(file) for file in sorted(SOURCE.glob("*.cpp"))]
+        command = [compiler, *_FLAGS, "-o", str(result), *sources]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_COMPILE_SECONDS
+        )
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            why = (lines or done.stderr.splitlines() or ["no message"])[0]
+            raise UnavailableError(f"{Path(compiler).name} failed ({why.strip()})")
+        result.replace(path)
+
+
+@functools.cache
+def _declared(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.native_supported.restype = ctypes.c_int32
+    library.native_version.restype = ctypes.c_int32
+    if not library.native_supported():
+        raise UnavailableError("this CPU has no AVX512-BF16")
+    if library.native_version() != VERSION:
+        raise UnavailableError(f"{path} is of another version")
+    model, number, address = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p
+    signatures = {
+        "native_page_tokens": (number, ()),
+        "native_create": (model, (ctypes.POINTER(Config),)),
+        "native_destroy": (None, (model,)),
+        "native_set_weight": (None, (model, *[number] * 5, address)),
+        "native_set_vector": (None, (model, *[number] * 3, address)),
+        "native_set_rotation": (None, (model, number, address, address)),
+        "native_page_bytes": (ctypes.c_uint64, (model,)),
+        "native_new_page": (ctypes.c_void_p, (model,)),
+        "native_free_page": (None, (model, address)),
+        "native_forward": (number, (model, address, address, number, address)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+if __name__ == "__main__":
+    try:
+        compile_library(Path(__file__).with_name(NAME))
+    except UnavailableError as reason:
+        sys.exit(f"the native step was not compiled: {reason}")

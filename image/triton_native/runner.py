@@ -1,0 +1,212 @@
+"""Runs a Llama-shaped model in C++ for a batch that changes between steps."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triton_native.library import Segment, UnavailableError, load_library
+from triton_native.weights import Packer, refusal, sizes_of
+
+
+class NativeRunner:
+    """Reads prompts, several at once, and steps all sequences that have joined the batch.
+
+    Rows are numbered 0, 1, ... in the order of joining; when one leaves, the last takes its
+    number. All calls belong into one thread. What a row gets does not depend on the rows beside
+    it, nor on how its prompt was cut into chunks, bit for bit.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, model: Any, *, slots: int, positions: int, threads: int, cache: Path | None
+    ) -> None:
+        """Take the weights out of a model in evaluation mode, which cannot be used afterwards.
+
+        Args:
+            model: A causal language model of transformers.
+            slots: Most sequences at a time.
+            positions: Longest sequence in tokens.
+            threads: Threads that a step uses, the caller's among them.
+            cache: Folder for the compiled library, where the installation has none.
+
+        Raises:
+            UnavailableError: The model, the CPU or the installation does not fit; the model is as
+                before.
+        """
+        if why := refusal(model):
+            raise UnavailableError(why)
+        self._library = load_library(cache=cache)
+        config = sizes_of(model, threads=threads)
+        self._vocabulary, self._positions = config.vocabulary, positions
+        handle = self._library.native_create(ctypes.byref(config))
+        if not handle:
+            raise UnavailableError("there is not enough memory for the packed weights")
+        self._pages = PagePool(self._library, handle)
+        self._pages.limit = slots * -(-positions // self._pages.tokens)
+        with torch.inference_mode():
+            Packer(self._library, handle).pack(model, positions=positions)
+        self._rows: list[NativeSequence] = []
+        self._logits = torch.empty((0, self._vocabulary), dtype=torch.float32)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self._rows)
+
+    @property
+    def pages(self) -> PagePool:
+        """The memory of all sequences."""
+        return self._pages
+
+    def begin(self) -> NativeSequence:
+        """Return an empty sequence."""
+        return NativeSequence(self._pages)
+
+    def extend(self, sequence: NativeSequence, tokens: Sequence[int]) -> torch.Tensor:
+        """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
+        return self.extend_all([(sequence, tokens)])
+
+    def extend_all(self, chunks: Sequence[tuple[NativeSequence, Sequence[int]]]) -> torch.Tensor:
+        """Add tokens to several sequences that have not joined, in the same matrix products.
+
+        Returns:
+            The logits after each one's last token, [chunks, V]; valid until the next call.
+        """
+        return self._forward(chunks)
+
+    def join(self, sequence: NativeSequence) -> None:
+        """Make a sequence the last row of the batch."""
+        self._rows.append(sequence)
+
+    def leave(self, row: int) -> None:
+        """Take a row out of the batch; the last row takes its number."""
+        last = self._rows.pop()
+        if row < len(self._rows):
+            self._rows[row], last = last, self._rows[row]
+        last.release()
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Add one token to each row; return the logits after it, [rows, V], until the next call."""
+        chunks = [(row, (token,)) for row, token in zip(self._rows, tokens, strict=True)]
+        return self._forward(chunks)
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        for row in self._rows:
+            row.release()
+        self._rows = []
+
+    def check(self) -> None:
+        """Run each kind of step once, which also brings the weights into memory."""
+        sequence = self.begin()
+        self.extend(sequence, [0])
+        self.join(sequence)
+        self.step([0])
+        self.clear()
+
+    def _forward(self, chunks: Sequence[tuple[NativeSequence, Sequence[int]]]) -> torch.Tensor:
+        tokens = array.array("i", [token for _, part in chunks for token in part])
+        if min(tokens) < 0 or max(tokens) >= self._vocabulary:
+            raise IndexError(f"token ids go from 0 to {self._vocabulary - 1}")
+        segments = (Segment * len(chunks))()
+        for index, (sequence, part) in enumerate(chunks):
+            if sequence.length + len(part) > self._positions:
+                raise IndexError(f"a sequence has at most {self._positions} tokens")
+            sequence.reserve(len(part))
+            segment = segments[index]
+            segment.pages, segment.start = sequence.address, sequence.length
+            segment.count, segment.output = len(part), index
+        if len(chunks) > len(self._logits):
+            self._logits = self._logits.new_empty((len(chunks), self._vocabulary))
+        code = self._library.native_forward(
+            self._pages.handle,
+            tokens.buffer_info()[0],
+            ctypes.addressof(segments),
+            len(chunks),
+            self._logits.data_ptr(),
+        )
+        if code:
+            raise MemoryError("no memory for a step")
+        for sequence, part in chunks:
+            sequence.length += len(part)
+        return self._logits[: len(chunks)]
+
+
+class PagePool:
+    """The memory of keys and values, and the native model that it belongs to.
+
+    It grows with use up to `limit` pages. Sequences hold it, so the native model ends after the
+    last of them.
+    """
+
+    limit = 0
+
+    def __init__(self, library: ctypes.CDLL, handle: int) -> None:
+        """Own a native model."""
+        self._library = library
+        self.handle = handle
+        self.tokens: int = library.native_page_tokens()
+        self.used = 0
+
+    def __del__(self) -> None:
+        """Free the native model."""
+        self._library.native_destroy(self.handle)
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of one page."""
+        return int(self._library.native_page_bytes(self.handle))
+
+    def take(self) -> int:
+        """Return the address of a page.
+
+        Raises:
+            MemoryError: There is none left.
+        """
+        page = self._library.native_new_page(self.handle) if self.used < self.limit else None
+        if page is None:
+            raise MemoryError(f"no page for keys and values; {self.used} are in use")
+        self.used += 1
+        return int(page)
+
+    def give(self, page: int) -> None:
+        """Take a page back."""
+        self._library.native_free_page(self.handle, page)
+        self.used -= 1
+
+
+class NativeSequence:
+    """Tokens that were read: their number and their pages."""
+
+    def __init__(self, pool: PagePool) -> None:
+        """Start empty."""
+        self._pool = pool
+        self._pages = array.array("Q")
+        self.length = 0
+
+    @property
+    def address(self) -> int:
+        """Where the list of pages lies; valid until it grows."""
+        return self._pages.buffer_info()[0]
+
+    def reserve(self, count: int) -> None:
+        """Make room for so many more tokens."""
+        while len(self._pages) * self._pool.tokens < self.length + count:
+            self._pages.append(self._pool.take())
+
+    def release(self) -> None:
+        """Give all pages back."""
+        while self._pages:
+            self._pool.give(self._pages.pop())
+        self.length = 0
+
+    def __del__(self) -> None:
+        """A sequence that nobody joined to a batch gives its pages back, too."""
+        self.release()

@@ -1,0 +1,585 @@
+// The forward pass of Llama-shaped models for rows of different lengths: one token of each running
+// row, or chunks of several prompts, all in the same matrix products.
+//
+// Keys and values lie in pages of 32 tokens, each with all layers; a sequence is a list of pages.
+// Within a page, keys and values have the layout of weights, so attention uses the same tiles.
+// Results are rounded to bf16 where the models of transformers round.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace native {
+namespace {
+
+constexpr int kPage = 32;  // tokens
+
+enum Kind { kQkv, kOut, kGateUp, kDown, kHead, kKinds };
+enum VectorKind { kInputNorm, kPostNorm, kFinalNorm, kQNorm, kKNorm, kBias };
+
+struct Config {
+  int32_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, window, threads;
+  int32_t separate_embedding;
+  float epsilon, scale;
+};
+
+struct Segment {
+  const uint64_t* pages;
+  int32_t start;   // tokens before the new ones
+  int32_t count;   // new tokens
+  int32_t output;  // row of the logits for the last token, -1 for none
+  int32_t unused;
+};
+
+// Zeroed memory in large pages where the system has them.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes) {
+    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data_ == MAP_FAILED) throw std::bad_alloc();
+    if (bytes >= (1u << 21)) madvise(data_, bytes, MADV_HUGEPAGE);
+  }
+  ~Memory() { munmap(data_, bytes_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  char* data() const { return static_cast<char*>(data_); }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
+
+size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+
+// Rows of activations. The distance of two rows is no large power of two, because that would put
+// the rows of a tile into the same few lines of the cache.
+struct Rows {
+  std::unique_ptr<Memory> memory;
+  size_t ld = 0;
+  bf16* row(int index) const { return reinterpret_cast<bf16*>(memory->data()) + index * ld; }
+  void make(int rows, int width) {
+    ld = round_up(width, 32) + 32;
+    memory = std::make_unique<Memory>(static_cast<size_t>(rows) * ld * sizeof(bf16));
+  }
+};
+
+struct Layer {
+  Panels weights[kKinds];
+  std::vector<float> input_norm, post_norm, q_norm, k_norm, bias;
+};
+
+class Model {
+ public:
+  explicit Model(const Config& config)
+      : c_(config),
+        group_(c_.heads / c_.kv_heads),
+        qkv_((c_.heads + 2 * c_.kv_heads) * c_.head_dim),
+        layers_(c_.layers),
+        pool_(c_.threads) {
+    const int head_rows = static_cast<int>(round_up(c_.vocabulary, kPanel));
+    size_t bytes = size(head_rows, c_.hidden) +
+                   c_.layers * (size(qkv_, c_.hidden) + size(c_.hidden, c_.heads * c_.head_dim) +
+                                size(2 * c_.intermediate, c_.hidden) +
+                                size(c_.hidden, c_.intermediate));
+    if (c_.separate_embedding) bytes += size(c_.vocabulary, c_.hidden);
+    weights_ = std::make_unique<Memory>(bytes);
+    char* at = weights_->data();
+    auto place = [&](int outputs, int inputs) {
+      Panels made{reinterpret_cast<bf16*>(at), outputs / kPanel, inputs};
+      at += size(outputs, inputs);
+      return made;
+    };
+    for (Layer& layer : layers_) {
+      layer.weights[kQkv] = place(qkv_, c_.hidden);
+      layer.weights[kOut] = place(c_.hidden, c_.heads * c_.head_dim);
+      layer.weights[kGateUp] = place(2 * c_.intermediate, c_.hidden);
+      layer.weights[kDown] = place(c_.hidden, c_.intermediate);
+    }
+    head_ = place(head_rows, c_.hidden);
+    if (c_.separate_embedding) embedding_ = reinterpret_cast<bf16*>(at);
+  }
+
+  ~Model() {
+    for (void* page : free_) std::free(page);
+  }
+
+  // Pack a matrix [outputs, inputs]; it becomes the outputs from `first` on of its place. Panels
+  // of gate (part 0) and up (part 1) alternate, so that one tile has both.
+  void set_weight(int kind, int layer, int part, int first, int outputs, const bf16* from) {
+    if (kind == kKinds) {
+      std::memcpy(const_cast<bf16*>(embedding_), from,
+                  sizeof(bf16) * static_cast<size_t>(outputs) * c_.hidden);
+      return;
+    }
+    const Panels& to = kind == kHead ? head_ : layers_[layer].weights[kind];
+    pool_.open();
+    pool_.run(static_cast<int>(round_up(outputs, kPanel) / kPanel), [&](int source) {
+      int panel = first / kPanel + source;
+      if (kind == kGateUp) panel = 2 * panel + part;
+      bf16* out = const_cast<bf16*>(to.data) + panel * to.stride();
+      for (int lane = 0; lane < kPanel; ++lane) {
+        const int row = source * kPanel + lane;
+        if (row >= outputs) break;
+        const bf16* in = from + static_cast<size_t>(row) * to.inputs;
+        for (int k = 0; k < to.inputs; k += 2)
+          std::memcpy(out + static_cast<size_t>(k) * kPanel + 2 * lane, in + k, 4);
+      }
+    });
+    pool_.close();
+  }
+
+  void set_vector(int kind, int layer, int length, const bf16* from) {
+    std::vector<float> values(length);
+    for (int i = 0; i < length; ++i) values[i] = to_float(from[i]);
+    Layer* of = layer >= 0 ? &layers_[layer] : nullptr;
+    switch (kind) {
+      case kInputNorm: of->input_norm = values; break;
+      case kPostNorm: of->post_norm = values; break;
+      case kFinalNorm: final_norm_ = values; break;
+      case kQNorm: of->q_norm = values; break;
+      case kKNorm: of->k_norm = values; break;
+      case kBias: of->bias = values; break;
+      default: break;
+    }
+  }
+
+  // Cosines and sines of the first half of a head, [positions, head_dim / 2].
+  void set_rotation(int positions, const bf16* cosines, const bf16* sines) {
+    const size_t count = static_cast<size_t>(positions) * (c_.head_dim / 2);
+    cosines_.assign(cosines, cosines + count);
+    sines_.assign(sines, sines + count);
+  }
+
+  size_t page_bytes() const {
+    return sizeof(bf16) * 2 * static_cast<size_t>(c_.layers) * c_.kv_heads * c_.head_dim * kPage;
+  }
+
+  // A page whose values are 0, because 0 x NaN of a former user would be NaN.
+  void* new_page() {
+    void* page = nullptr;
+    if (free_.empty()) {
+      page = std::aligned_alloc(64, page_bytes());
+    } else {
+      page = free_.back();
+      free_.pop_back();
+    }
+    if (page != nullptr) std::memset(page, 0, page_bytes());
+    return page;
+  }
+
+  void free_page(void* page) { free_.push_back(page); }
+
+  void forward(const int32_t* tokens, const Segment* segments, int count, float* logits) {
+    plan(segments, count);
+    reserve(static_cast<int>(places_.size()));
+    pool_.open();
+    embed(tokens);
+    for (int index = 0; index < c_.layers; ++index) {
+      const Layer& layer = layers_[index];
+      normalise(layer.input_norm);
+      product(normed_, layer.weights[kQkv], kQkv, layer.bias.data());
+      attend(layer, index);
+      product(attended_, layer.weights[kOut], kOut, nullptr);
+      normalise(layer.post_norm);
+      product(normed_, layer.weights[kGateUp], kGateUp, nullptr);
+      product(gated_, layer.weights[kDown], kDown, nullptr);
+    }
+    head(logits);
+    pool_.close();
+  }
+
+ private:
+  struct Place {
+    const Segment* segment;
+    int position;
+  };
+  struct Tile {  // rows of attention: queries x heads of one group, flattened
+    const Segment* segment;
+    int first_place;  // of the segment
+    int kv_head;
+    int from, rows;
+  };
+
+  static size_t size(int outputs, int inputs) {
+    return round_up(sizeof(bf16) * static_cast<size_t>(outputs) * inputs, 64);
+  }
+
+  void plan(const Segment* segments, int count) {
+    places_.clear();
+    tiles_.clear();
+    outputs_.clear();
+    stepping_ = true;
+    for (int s = 0; s < count; ++s) {
+      const Segment& segment = segments[s];
+      const int first = static_cast<int>(places_.size());
+      for (int i = 0; i < segment.count; ++i) places_.push_back({&segment, segment.start + i});
+      if (segment.output >= 0) outputs_.push_back({segment.output, first + segment.count - 1});
+      stepping_ = stepping_ && segment.count == 1;
+      const int rows = segment.count * group_;
+      const int parts = (rows + kRows - 1) / kRows;
+      for (int head = 0; head < c_.kv_heads; ++head)
+        for (int part = 0, from = 0; part < parts; ++part) {
+          const int height = rows / parts + (part < rows % parts);
+          tiles_.push_back({&segment, first, head, from, height});
+          from += height;
+        }
+    }
+    // One tile may read what another writes, unless each has its own token.
+    stepping_ = stepping_ && group_ <= kRows;
+  }
+
+  void reserve(int rows) {
+    if (rows <= capacity_) return;
+    capacity_ = static_cast<int>(round_up(rows, 64));
+    hidden_.make(capacity_, c_.hidden);
+    normed_.make(capacity_, c_.hidden);
+    projected_.make(capacity_, qkv_);
+    attended_.make(capacity_, c_.heads * c_.head_dim);
+    gated_.make(capacity_, c_.intermediate);
+  }
+
+  // Call body(first, last) for blocks of rows; few rows are not worth a second thread.
+  template <class Body>
+  void by_rows(int rows, int block, const Body& body) {
+    pool_.run((rows + block - 1) / block,
+              [&](int part) { body(part * block, std::min(rows, (part + 1) * block)); });
+  }
+
+  void embed(const int32_t* tokens) {
+    by_rows(static_cast<int>(places_.size()), 8, [&](int from, int to) {
+      for (int row = from; row < to; ++row) {
+        bf16* out = hidden_.row(row);
+        const size_t token = tokens[row];
+        if (embedding_ != nullptr) {
+          std::memcpy(out, embedding_ + token * c_.hidden, sizeof(bf16) * c_.hidden);
+          continue;
+        }
+        const bf16* in = head_.data + token / kPanel * head_.stride() + token % kPanel * 2;
+        for (int k = 0; k < c_.hidden; k += 2)
+          std::memcpy(out + k, in + static_cast<size_t>(k) * kPanel, 4);
+      }
+    });
+  }
+
+  void normalise_row(const bf16* in, bf16* out, const float* weight, int width) const {
+    __m512 squares = _mm512_setzero_ps();
+    for (int k = 0; k < width; k += 16) {
+      const __m512 x = load16(in + k);
+      squares = _mm512_fmadd_ps(x, x, squares);
+    }
+    const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(width);
+    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(mean + c_.epsilon));
+    for (int k = 0; k < width; k += 16) {
+      const __m512 x = rounded(_mm512_mul_ps(load16(in + k), factor));
+      store16(out + k, _mm512_mul_ps(x, _mm512_loadu_ps(weight + k)));
+    }
+  }
+
+  void normalise(const std::vector<float>& weight) {
+    by_rows(static_cast<int>(places_.size()), 16, [&](int from, int to) {
+      for (int row = from; row < to; ++row)
+        normalise_row(hidden_.row(row), normed_.row(row), weight.data(), c_.hidden);
+    });
+  }
+
+  // Panels that a thread takes at once: whole tiles, and several parts for each thread.
+  int share(int panels, int rows) const {
+    const int wide = rows <= kRows ? panels_of(rows) : 2;
+    const int tiles = (panels + wide - 1) / wide;
+    const int parts = std::min(tiles, 3 * pool_.threads());
+    return (tiles + parts - 1) / parts * wide;
+  }
+
+  template <class Take>
+  void multiply_all(const Rows& in, int rows, const Panels& w, const Take& take) {
+    const int block = share(w.count, rows);
+    pool_.run((w.count + block - 1) / block, [&](int part) {
+      const int from = part * block;
+      multiply(in.row(0), in.ld, rows, w, from, std::min(w.count, from + block), take);
+    });
+  }
+
+  void product(const Rows& in, const Panels& w, Kind kind, const float* bias) {
+    multiply_all(in, static_cast<int>(places_.size()), w,
+                 [&](int row, int panel, int rows, int panels, const float* sums, int ld) {
+                   for (int r = 0; r < rows; ++r)
+                     finish(kind, row + r, panel, panels, sums + r * ld, bias);
+                 });
+  }
+
+  // What is done with the sums of one row of a tile.
+  void finish(Kind kind, int row, int panel, int panels, const float* sums, const float* bias) {
+    if (kind == kGateUp) {
+      for (int n = 0; n < panels; n += 2) {
+        const __m512 gate = rounded(_mm512_loadu_ps(sums + n * kPanel));
+        const __m512 up = rounded(_mm512_loadu_ps(sums + (n + 1) * kPanel));
+        const __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+        const __m512 silu = rounded(_mm512_div_ps(gate, _mm512_add_ps(e, _mm512_set1_ps(1.0f))));
+        store16(gated_.row(row) + (panel + n) / 2 * kPanel, _mm512_mul_ps(silu, up));
+      }
+      return;
+    }
+    bf16* out = (kind == kQkv ? projected_.row(row) : hidden_.row(row)) + panel * kPanel;
+    for (int n = 0; n < panels; ++n) {
+      __m512 sum = _mm512_loadu_ps(sums + n * kPanel);
+      if (bias != nullptr) sum = _mm512_add_ps(sum, _mm512_loadu_ps(bias + (panel + n) * kPanel));
+      if (kind != kQkv) sum = _mm512_add_ps(rounded(sum), load16(out + n * kPanel));
+      store16(out + n * kPanel, sum);
+    }
+  }
+
+  void head(float* logits) {
+    const int rows = static_cast<int>(outputs_.size());
+    if (rows == 0) return;
+    for (int r = 0; r < rows; ++r)
+      normalise_row(hidden_.row(outputs_[r].second), normed_.row(r), final_norm_.data(), c_.hidden);
+    const size_t ld = c_.vocabulary;
+    multiply_all(normed_, rows, head_,
+                 [&](int row, int panel, int count, int panels, const float* sums, int width) {
+                   const size_t first = static_cast<size_t>(panel) * kPanel;
+                   const size_t last = std::min(first + panels * kPanel, ld);
+                   for (int r = 0; r < count; ++r)
+                     std::memcpy(logits + outputs_[row + r].first * ld + first, sums + r * width,
+                                 (last - first) * sizeof(float));
+                 });
+  }
+
+  // Keys of one layer and head in the page with this position; the values follow.
+  bf16* keys(const Segment& segment, int position, int layer, int head) const {
+    const size_t block = static_cast<size_t>(2) * c_.head_dim * kPage;
+    return reinterpret_cast<bf16*>(segment.pages[position / kPage]) +
+           (static_cast<size_t>(layer) * c_.kv_heads + head) * block;
+  }
+
+  void rotate(bf16* head, int position, const std::vector<float>& norm) const {
+    if (!norm.empty()) normalise_row(head, head, norm.data(), c_.head_dim);
+    const int half = c_.head_dim / 2;
+    const bf16* cosines = cosines_.data() + static_cast<size_t>(position) * half;
+    const bf16* sines = sines_.data() + static_cast<size_t>(position) * half;
+    for (int k = 0; k < half; k += 8) {
+      // Both halves in one vector: 8 of each.
+      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(head + k));
+      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(head + half + k));
+      const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i*>(cosines + k));
+      const __m128i two = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sines + k));
+      const __m512 x = widen(_mm256_set_m128i(high, low));
+      const __m512 turned = _mm512_xor_ps(
+          widen(_mm256_set_m128i(low, high)),
+          _mm512_castsi512_ps(_mm512_maskz_set1_epi32(0x00FF, static_cast<int>(0x80000000u))));
+      const __m512 straight = rounded(_mm512_mul_ps(x, widen(_mm256_set_m128i(one, one))));
+      const __m512 across = rounded(_mm512_mul_ps(turned, widen(_mm256_set_m128i(two, two))));
+      const __m256i result = narrow(_mm512_add_ps(straight, across));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(head + k), _mm256_castsi256_si128(result));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(head + half + k),
+                       _mm256_extracti128_si256(result, 1));
+    }
+  }
+
+  // Rotate queries and key of one token and group of heads, and keep key and value.
+  void store_token(const Layer& layer, int index, int row, int kv_head) {
+    const Place& place = places_[row];
+    const int width = c_.head_dim;
+    bf16* queries = projected_.row(row) + kv_head * group_ * width;
+    for (int g = 0; g < group_; ++g) rotate(queries + g * width, place.position, layer.q_norm);
+    bf16* key = projected_.row(row) + (c_.heads + kv_head) * width;
+    const bf16* value = key + c_.kv_heads * width;
+    rotate(key, place.position, layer.k_norm);
+    const int slot = place.position % kPage;
+    bf16* to = keys(*place.segment, place.position, index, kv_head);
+    // Keys: panels of 16 tokens, as outputs. Values: panels of 16 dimensions, tokens as inputs.
+    bf16* k_to = to + static_cast<size_t>(slot / kPanel) * width * kPanel + slot % kPanel * 2;
+    for (int k = 0; k < width; k += 2) std::memcpy(k_to + k * kPanel, key + k, 4);
+    bf16* v_to = to + static_cast<size_t>(width) * kPage + slot / 2 * 2 * kPanel + slot % 2;
+    for (int k = 0; k < width; ++k)
+      v_to[k / kPanel * kPage * kPanel + k % kPanel * 2] = value[k];
+  }
+
+  void attend(const Layer& layer, int index) {
+    const int tiles = static_cast<int>(tiles_.size());
+    if (stepping_) {
+      by_rows(tiles, 3, [&](int from, int to) {
+        for (int t = from; t < to; ++t) {
+          store_token(layer, index, tiles_[t].first_place, tiles_[t].kv_head);
+          attend_tile(index, tiles_[t]);
+        }
+      });
+      return;
+    }
+    by_rows(static_cast<int>(places_.size()), 8, [&](int from, int to) {
+      for (int row = from; row < to; ++row)
+        for (int head = 0; head < c_.kv_heads; ++head) store_token(layer, index, row, head);
+    });
+    by_rows(tiles, 1, [&](int from, int) { attend_tile(index, tiles_[from]); });
+  }
+
+  // Softmax of queries x keys in blocks of one page, with running maxima and sums.
+  void attend_tile(int index, const Tile& tile) {
+    const int width = c_.head_dim, panels = width / kPanel;
+    alignas(64) bf16 queries[kRows * (kMaxWidth + 32)];
+    alignas(64) float scores[kRows * kPage];
+    alignas(64) bf16 weights[kRows * (kPage + 32)];
+    alignas(64) float sums[kRows * kMaxWidth];
+    float highest[kRows], total[kRows];
+    const size_t ldq = width + 32, ldw = kPage + 32;
+    for (int r = 0; r < tile.rows; ++r) {
+      const int flat = tile.from + r;
+      const bf16* from = projected_.row(tile.first_place + flat / group_) +
+                         (tile.kv_head * group_ + flat % group_) * width;
+      std::memcpy(queries + r * ldq, from, sizeof(bf16) * width);
+      highest[r] = -1e30f;
+      total[r] = 0.0f;
+    }
+    std::memset(sums, 0, sizeof(float) * tile.rows * width);
+    const Segment& segment = *tile.segment;
+    const int last = segment.start + (tile.from + tile.rows - 1) / group_;
+    const int first = segment.start + tile.from / group_;
+    const int begin = c_.window > 0 ? std::max(0, first - c_.window + 1) / kPage : 0;
+    for (int block = begin; block <= last / kPage; ++block) {
+      const bf16* k = keys(segment, block * kPage, index, tile.kv_head);
+      const bf16* v = k + static_cast<size_t>(width) * kPage;
+      choose_tile<false>(tile.rows, 2)(queries, ldq, k, static_cast<size_t>(width) * kPanel,
+                                       width / 2, scores, kPage, k, 0);
+      for (int r = 0; r < tile.rows; ++r) {
+        const int position = segment.start + (tile.from + r) / group_;
+        weigh(scores + r * kPage, position - block * kPage, weights + r * ldw, sums + r * width,
+              &highest[r], &total[r]);
+      }
+      for (int panel = 0; panel < panels;) {
+        const int wide = fitting(2, panels - panel);
+        choose_tile<true>(tile.rows, wide)(weights, ldw, v + panel * kPage * kPanel,
+                                           kPage * kPanel, kPage / 2, sums + panel * kPanel, width,
+                                           v, 0);
+        panel += wide;
+      }
+    }
+    for (int r = 0; r < tile.rows; ++r) {
+      const int flat = tile.from + r;
+      bf16* to = attended_.row(tile.first_place + flat / group_) +
+                 (tile.kv_head * group_ + flat % group_) * width;
+      const __m512 part = _mm512_set1_ps(1.0f / total[r]);
+      for (int k = 0; k < width; k += 16)
+        store16(to + k, _mm512_mul_ps(_mm512_loadu_ps(sums + r * width + k), part));
+    }
+  }
+
+  // Weights of one row for a page of scores; `ahead` is the last key that it may see.
+  void weigh(const float* scores, int ahead, bf16* weights, float* sums, float* highest,
+             float* total) const {
+    const __m512 scale = _mm512_set1_ps(c_.scale);
+    const uint32_t mask = seen(ahead);
+    const auto first = static_cast<__mmask16>(mask), second = static_cast<__mmask16>(mask >> 16);
+    const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(scores), scale);
+    const __m512 high = _mm512_mul_ps(_mm512_loadu_ps(scores + 16), scale);
+    const __m512 floor = _mm512_set1_ps(-1e30f);
+    const float top = std::max(
+        *highest, _mm512_reduce_max_ps(_mm512_max_ps(_mm512_mask_mov_ps(floor, first, low),
+                                                     _mm512_mask_mov_ps(floor, second, high))));
+    const __m512 tops = _mm512_set1_ps(top);
+    const __m512 e1 = _mm512_maskz_mov_ps(first, exponential(_mm512_sub_ps(low, tops)));
+    const __m512 e2 = _mm512_maskz_mov_ps(second, exponential(_mm512_sub_ps(high, tops)));
+    store16(weights, e1);
+    store16(weights + 16, e2);
+    if (top != *highest) {
+      const float factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(*highest - top)));
+      *total *= factor;
+      for (int k = 0; k < c_.head_dim; k += 16)
+        _mm512_storeu_ps(sums + k, _mm512_mul_ps(_mm512_loadu_ps(sums + k), _mm512_set1_ps(factor)));
+      *highest = top;
+    }
+    *total += _mm512_reduce_add_ps(_mm512_add_ps(e1, e2));
+  }
+
+  // Which keys of a page a row sees whose own key is number `own` of it.
+  uint32_t seen(int own) const {
+    uint32_t mask = own >= kPage - 1 ? ~0u : own < 0 ? 0u : (2u << own) - 1;
+    if (c_.window > 0) {
+      const int oldest = own - c_.window + 1;
+      if (oldest >= kPage) return 0;
+      if (oldest > 0) mask &= ~0u << oldest;
+    }
+    return mask;
+  }
+
+ public:
+  static constexpr int kMaxWidth = 256;
+
+ private:
+  Config c_;
+  int group_, qkv_;
+  std::vector<Layer> layers_;
+  Pool pool_;
+  std::unique_ptr<Memory> weights_;
+  Panels head_;
+  const bf16* embedding_ = nullptr;
+  std::vector<float> final_norm_;
+  std::vector<bf16> cosines_, sines_;
+  std::vector<void*> free_;
+  std::vector<Place> places_;
+  std::vector<Tile> tiles_;
+  std::vector<std::pair<int, int>> outputs_;  // row of the logits, place
+  bool stepping_ = false;
+  int capacity_ = 0;
+  Rows hidden_, normed_, projected_, attended_, gated_;
+};
+
+}  // namespace
+}  // namespace native
+
+using native::Model;
+
+extern "C" {
+
+// Raise it when a function or a structure of this interface changes.
+int32_t native_version() { return 1; }
+
+int32_t native_page_tokens() { return native::kPage; }
+
+Model* native_create(const native::Config* config) {
+  try {
+    return new Model(*config);
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+void native_destroy(Model* model) { delete model; }
+
+void native_set_weight(Model* model, int32_t kind, int32_t layer, int32_t part, int32_t first,
+                       int32_t outputs, const uint16_t* from) {
+  model->set_weight(kind, layer, part, first, outputs, from);
+}
+
+void native_set_vector(Model* model, int32_t kind, int32_t layer, int32_t length,
+                       const uint16_t* from) {
+  model->set_vector(kind, layer, length, from);
+}
+
+void native_set_rotation(Model* model, int32_t positions, const uint16_t* cosines,
+                         const uint16_t* sines) {
+  model->set_rotation(positions, cosines, sines);
+}
+
+uint64_t native_page_bytes(const Model* model) { return model->page_bytes(); }
+
+void* native_new_page(Model* model) { return model->new_page(); }
+
+void native_free_page(Model* model, void* page) { model->free_page(page); }
+
+// 0, or -1 when there is not enough memory.
+int32_t native_forward(Model* model, const int32_t* tokens, const native::Segment* segments,
+                       int32_t count, float* logits) {
+  try {
+    model->forward(tokens, segments, count, logits);
+    return 0;
+  } catch (...) {
+    return -1;
+  }
+}
+}
