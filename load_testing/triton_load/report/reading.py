@@ -63,7 +63,8 @@ def title_of(record: Record) -> str:
         peak = f" to {number(float(config['peak']))}" if config.get("peak") else ""
         words.append(f"{config['shape']}{peak}")
     words.append(clock(len(record.series)))
-    return ", ".join(word.strip() for word in words if word)
+    title = ", ".join(word.strip() for word in words if word)
+    return f"capacity: {title}" if "steps" in record.notes else title
 
 
 def facts_of(record: Record) -> dict[str, str]:
