@@ -125,13 +125,22 @@ def test_a_server_that_is_too_slow_for_the_first_load_fails(tmp_path: Path) -> N
     goals.write_text("p95 ttft: 50 ms\n")
     with known_server(ttft_ms=200, gap_ms=1, tokens=2) as server:
         done = run(
-            *(f"--out={tmp_path / 'out'}", "--start=4", "--step-time=3", "--warm-up=0", "--"),
-            *("--model=known", f"--host={server.host}", "--client=stream", "--max-lag=500"),
+            *(f"--out={tmp_path / 'out'}", "--start=4", "--step-time=3", "--warm-up=0"),
+            *(
+                "--processes=2",
+                "--",
+                "--model=known",
+                f"--host={server.host}",
+                "--client=stream",
+                "--max-lag=500",
+            ),
             f"--objectives={goals}",
         )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "one replica does not hold 4 requests/s: p95 ttft is" in done.stdout
-    assert record.read(tmp_path / "out").verdict.result == "fail"
+    kept = record.read(tmp_path / "out")
+    assert kept.verdict.result == "fail"
+    assert (kept.workers.seen, max(second.users for second in kept.series)) == (2, 2)
     assert max(len(line) for line in done.stdout.splitlines() if "report:" not in line) <= 80
 
 
@@ -161,6 +170,7 @@ def test_a_search_that_is_interrupted_is_invalid_and_keeps_its_steps(tmp_path: P
         (["--", "--objectives=none.yaml", "--model=m"], "--host is missing"),
         (["--start=5", "--highest=2", "--", "--objectives=x"], "--start must be above 0"),
         (["--by=users", "--start=1.5", "--", "--objectives=x"], "whole number of users"),
+        (["--processes=0", "--", "--objectives=x"], "--processes and --step-time must be at"),
         (["--headroom=1", "--", "--objectives=x"], "--headroom must be"),
         (["--for-users=3", "--for-rate=3", "--", "--objectives=x"], "exclude each other"),
     ],

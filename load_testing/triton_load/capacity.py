@@ -36,7 +36,7 @@ LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 _CHOSEN = (
     *("--rate", "--out", "--run-time", "-t", "--users", "-u", "--spawn-rate", "-r", "--headless"),
     *("--shape", "--peak", "--stop-timeout", "--think-time", "--csv", "--master", "--worker"),
-    "--run-name",
+    *("--run-name", "--processes"),
 )
 # A queue that grows: requests in flight become this much more, and this many at least.
 _GROWTH, _SPARE = 1.5, 3.0
@@ -191,10 +191,12 @@ class Runs:
 
     def _run(self, level: float, folder: Path, *, seconds: float) -> Record:
         options = self._options
-        load = [f"--rate={level:g}"]
+        load = [f"--rate={level:g}", f"--users={options.processes}", "--spawn-rate=100"]
         if options.by == "users":
             load = [f"--users={level:g}", f"--spawn-rate={level:g}"]
             load += [f"--think-time={options.think_time:g}"]
+        if options.processes > 1:
+            load.append(f"--processes={options.processes}")
         command = [
             *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless"),
             *("--only-summary", f"--run-time={max(1, round(seconds))}s", f"--out={folder}"),
@@ -273,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--step-time", type=float, default=30.0, help="seconds of each step")
     add("--warm-up", type=float, default=5.0, help="seconds of load that are not measured")
     add("--stop-timeout", type=float, default=60.0, help="seconds for the last answers of a step")
+    add("--processes", type=int, default=1, help="generators; each uses a core")
     add("--replicas", type=int, default=1, help="replicas behind the host")
     add("--headroom", type=float, default=0.2, help="part of the capacity that stays free")
     add("--for-users", type=int, default=0, help="how many users shall be served in all")
@@ -295,8 +298,10 @@ def _check(options: argparse.Namespace, passed: Sequence[str]) -> None:
         raise LoadTestError(f"--start must be a whole number of users, not {options.start:g}")
     if not 0 <= options.headroom < 1:
         raise LoadTestError(f"--headroom must be from 0 to below 1, not {options.headroom:g}")
-    if options.replicas < 1 or options.step_time < 1 or options.precision < 0:
-        raise LoadTestError("--replicas and --step-time must be at least 1, --precision at least 0")
+    if min(options.replicas, options.processes, options.step_time) < 1:
+        raise LoadTestError("--replicas, --processes and --step-time must be at least 1")
+    if options.precision < 0:
+        raise LoadTestError(f"--precision must be at least 0, not {options.precision:g}")
     if options.for_users and options.for_rate:
         raise LoadTestError("--for-users and --for-rate exclude each other; give one")
 

@@ -68,6 +68,7 @@ are its own, so a run is told nothing of users, rates and lengths.
     (printf "--step-time=%d" (int $search.stepSeconds))
     (printf "--warm-up=%d" (int $search.warmUpSeconds))
     (printf "--stop-timeout=%d" (int .Values.run.stopSeconds))
+    (printf "--processes=%d" (int $search.processes))
     (printf "--replicas=%d" (int $search.replicas))
     (printf "--headroom=%s" (include "locust.scalar" $search.headroom))
     (printf "--think-time=%s" (include "locust.scalar" $search.thinkSeconds))
