@@ -3,7 +3,9 @@
     python image/benchmarks/engine.py --clients 1 4 16 --prompt 64 --answer 64 --out engine.json
 
 Each row of the table is the same number of requests with the same prompts, sent at once. CPU
-seconds are those of the whole process, so a machine that does other work shows.
+seconds are those of the whole process, so a machine that does other work shows. The engine runs
+with each of `--steps` (see `cpu_step` in config.pbtxt), run by run in turn, so that other work
+meets both.
 """
 
 from __future__ import annotations
@@ -144,7 +146,7 @@ def show(system: str, clients: int, results: list[Result]) -> None:
     """Print one line of the table."""
     speeds = sorted(result.tokens_per_second for result in results)
     work = statistics.median(result.tokens_per_cpu_second for result in results)
-    line = f"{system:9} c={clients:<3} {statistics.median(speeds):8.1f} tok/s"
+    line = f"{system:13} c={clients:<3} {statistics.median(speeds):8.1f} tok/s"
     line += f" ({speeds[0]:.1f} to {speeds[-1]:.1f})  {work:8.1f} tok per CPU second"
     found = [result for result in results if result.first_token_p50 is not None]
     for name in ("first_token_p50", "inter_token_p50", "inter_token_p99"):
@@ -154,34 +156,42 @@ def show(system: str, clients: int, results: list[Result]) -> None:
     print(line, flush=True)
 
 
-def bench_engine(options: argparse.Namespace, folder: Path) -> dict[int, list[Result]]:
-    """Measure the engine for each number of clients."""
+def start_engine(options: argparse.Namespace, folder: Path, *, step: str) -> LocalEngine:
+    """Return a running engine with this `cpu_step`."""
     settings = ModelSettings(
         repo_id="benchmark",
         dtype=options.dtype,
+        cpu_step=step,
         slots=max(options.clients),
         max_total_tokens=options.prompt + options.answer + 1,
     )
-    with tempfile.TemporaryDirectory() as work:
-        engine = LocalEngine(
-            settings=settings, metrics=Metrics(), heartbeat=Heartbeat(Path(work) / "beat.json")
-        )
-        engine.folder = folder
-        start = time.perf_counter()
-        engine.start()
-        print(f"engine: ready in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-        results = {}
-        for count in options.clients:
-            measure_engine(engine, random_prompts(count, options.prompt, seed=-1), 4)
-            results[count] = [
-                measure_engine(
-                    engine, random_prompts(count, options.prompt, seed=run), options.answer
-                )
-                for run in range(options.runs)
-            ]
-            show("engine", count, results[count])
+    beat = Heartbeat(Path(tempfile.mkdtemp(prefix="engine-")) / "beat.json")
+    engine = LocalEngine(settings=settings, metrics=Metrics(), heartbeat=beat)
+    engine.folder = folder
+    start = time.perf_counter()
+    engine.start()
+    seconds = time.perf_counter() - start
+    print(f"engine, {step}: ready in {seconds:.1f} s", file=sys.stderr, flush=True)
+    return engine
+
+
+def bench_engine(options: argparse.Namespace, folder: Path) -> dict[str, dict[int, list[Result]]]:
+    """Measure the engine for each step and number of clients."""
+    engines = {step: start_engine(options, folder, step=step) for step in options.steps}
+    results: dict[str, dict[int, list[Result]]] = {step: {} for step in engines}
+    for count in options.clients:
+        for run in range(-1, options.runs):
+            # The first run only warms up.
+            prompts = random_prompts(count, options.prompt, seed=run)
+            for step, engine in engines.items():
+                result = measure_engine(engine, prompts, options.answer if run >= 0 else 4)
+                if run >= 0:
+                    results[step].setdefault(count, []).append(result)
+        for step, by_count in results.items():
+            show(f"engine, {step}", count, by_count[count])
+    for engine in engines.values():
         engine.stop()
-    return results
+    return {f"engine, {step}": by_count for step, by_count in results.items()}
 
 
 def bench_generate(options: argparse.Namespace, folder: Path) -> dict[int, list[Result]]:
@@ -206,16 +216,17 @@ def main() -> int:
     parser.add_argument("--answer", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--runs", type=int, default=3, help="runs for median and spread")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--steps", nargs="+", default=["auto"], choices=["auto", "torch"])
+    parser.add_argument("--no-generate", action="store_true", help="measure the engine only")
     parser.add_argument("--out", type=Path, help="JSON file for all results")
     options = parser.parse_args()
     apply_cpu_limits()
     folder = ensure_smollm2().folder
-    results = {
-        "engine": bench_engine(options, folder),
-        "generate": bench_generate(options, folder),
-    }
+    results = bench_engine(options, folder)
+    if not options.no_generate:
+        results["generate"] = bench_generate(options, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"largest resident set of both together: {peak} MB", file=sys.stderr)
+    print(f"largest resident set of all together: {peak} MB", file=sys.stderr)
     if options.out:
         plain = {
             system: {count: [dataclasses.asdict(one) for one in runs] for count, runs in by.items()}

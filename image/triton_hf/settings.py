@@ -15,6 +15,7 @@ from triton_hf.errors import SettingsError
 ENGINES = ("transformers", "simulated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+CPU_STEPS = ("auto", "torch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class ModelSettings:
     """Everything that config.pbtxt says about one model.
 
     Attributes:
+        cpu_step: What computes on a CPU: `auto` is the native step where it fits, else torch.
         slots: How many requests the engine works on at the same time.
         max_queue: How many more may wait; the next one is refused.
         max_prompt_tokens: Longest prompt in tokens, after the chat template.
@@ -55,6 +57,7 @@ class ModelSettings:
     gated: bool = False
     dtype: str = "auto"
     device: str = "auto"
+    cpu_step: str = "auto"
     slots: int = 8
     max_queue: int = 64
     max_prompt_tokens: int = 1024
@@ -139,6 +142,7 @@ _TRANSFORMERS: dict[str, Callable[[str, str], Any]] = {
     "revision": _text,
     "gated": _boolean,
     "dtype": _Choice(values=DTYPES),
+    "cpu_step": _Choice(values=CPU_STEPS),
 }
 _DEFAULTS: dict[str, Callable[[str, str], Any]] = {
     "max_tokens": _Integer(low=1, high=_MAX_TOKENS),

@@ -27,6 +27,10 @@ from triton_hf.store import locate_weights
 CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 # So many times more are read at once when no row waits for its next token.
 IDLE_CHUNKS = 4
+# The same for a runner that reads and steps in one product. There the tokens that are read come on
+# top of the rows, and few of them cost little: up to here a step is bound by the weights.
+MIXED_TOKENS = 32
+MIXED_IDLE_CHUNKS = 8
 
 
 class TransformersEngine(Engine):
@@ -55,8 +59,7 @@ class TransformersEngine(Engine):
         import torch
 
         from triton_hf import sampler
-        from triton_hf.packed_linear import pack_linears
-        from triton_hf.torch_runner import TorchRunner
+        from triton_hf.runners import make_runner
 
         self._chat = ChatTokenizer(tokenizer)
         self._eos = _end_tokens(model, tokenizer)
@@ -66,9 +69,9 @@ class TransformersEngine(Engine):
                 f"parameter 'max_total_tokens' is {self.settings.max_total_tokens}, but "
                 f"{self.settings.repo_id} handles at most {longest}"
             )
-        self._runner = TorchRunner(model, slots=self.settings.slots)
+        self._runner: Any = make_runner(model, self.settings)
+        self._mixes = hasattr(self._runner, "advance")
         with torch.inference_mode():
-            pack_linears(model)
             self._runner.check()
         self._choose = sampler.choose
         self._reading: list[_Row] = []  # prompts that are not read to their end
@@ -84,8 +87,66 @@ class TransformersEngine(Engine):
         for job in admitted:
             self._reading.append(_Row(job, self._chat.decoder()))
         with torch.inference_mode():
+            if self._mixes and self._reading and self._advance_together():
+                return
             self._read_prompts()
             self._step()
+
+    def _advance_together(self) -> bool:
+        """Read chunks of prompts and step the rows at once; False when the runner cannot.
+
+        Nothing has changed then, and one after another only what is at fault fails.
+        """
+        parts = self._next_chunks()
+        try:
+            for row, _ in parts:
+                if row.sequence is None:
+                    row.sequence = self._runner.begin()
+            logits = self._runner.advance(
+                [row.token for row in self._rows], [(row.sequence, chunk) for row, chunk in parts]
+            )
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            return False
+        for row, chunk in parts:
+            row.read += len(chunk)
+        read = [row for row, _ in parts]
+        self._choose_and_push(logits, [*self._rows, *read])
+        for row in read:
+            if row.complete or row.job.finished:
+                self._reading.remove(row)
+                self._join(row)
+        self._drop_finished()
+        return True
+
+    def _next_chunks(self) -> list[tuple[_Row, Sequence[int]]]:
+        """The prompt tokens that are read next, in the order of the requests."""
+        left = MIXED_TOKENS * (1 if self._rows else MIXED_IDLE_CHUNKS)
+        parts: list[tuple[_Row, Sequence[int]]] = []
+        for row in self._reading:
+            chunk = row.job.work.token_ids[row.read : row.read + left]
+            parts.append((row, chunk))
+            left -= len(chunk)
+            if left == 0:
+                break
+        return parts
+
+    def _choose_and_push(self, logits: Any, rows: Sequence[_Row]) -> None:
+        """Make the next token of those rows whose prompts were read to their ends."""
+        ready = [index for index, row in enumerate(rows) if row.complete]
+        if len(ready) < len(rows):
+            logits = logits[ready]
+        if not ready:
+            return
+        try:
+            tokens = self._choose(logits, [rows[index].sampling for index in ready])
+        except Exception:
+            self._fail_batch()
+            for row in rows:
+                self._fail(row.job, _failure())
+            return
+        for index, token in zip(ready, tokens, strict=True):
+            self._push(rows[index], token)
 
     def _sweep(self) -> None:
         super()._sweep()

@@ -71,15 +71,18 @@ class NativeRunner:
 
     def extend(self, sequence: NativeSequence, tokens: Sequence[int]) -> torch.Tensor:
         """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
-        return self.extend_all([(sequence, tokens)])
+        return self._forward([(sequence, tokens)])
 
-    def extend_all(self, chunks: Sequence[tuple[NativeSequence, Sequence[int]]]) -> torch.Tensor:
-        """Add tokens to several sequences that have not joined, in the same matrix products.
+    def advance(
+        self, tokens: Sequence[int], chunks: Sequence[tuple[NativeSequence, Sequence[int]]]
+    ) -> torch.Tensor:
+        """Add one token to each row and a chunk to each sequence, in the same matrix products.
 
         Returns:
-            The logits after each one's last token, [chunks, V]; valid until the next call.
+            The logits after each, rows first, [rows + chunks, V]; valid until the next call.
         """
-        return self._forward(chunks)
+        steps = [(row, (token,)) for row, token in zip(self._rows, tokens, strict=True)]
+        return self._forward([*steps, *chunks])
 
     def join(self, sequence: NativeSequence) -> None:
         """Make a sequence the last row of the batch."""
@@ -94,8 +97,7 @@ class NativeRunner:
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Add one token to each row; return the logits after it, [rows, V], until the next call."""
-        chunks = [(row, (token,)) for row, token in zip(self._rows, tokens, strict=True)]
-        return self._forward(chunks)
+        return self.advance(tokens, ())
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -113,10 +115,12 @@ class NativeRunner:
 
     def _forward(self, chunks: Sequence[tuple[NativeSequence, Sequence[int]]]) -> torch.Tensor:
         tokens = array.array("i", [token for _, part in chunks for token in part])
-        if min(tokens) < 0 or max(tokens) >= self._vocabulary:
+        if min(tokens, default=0) < 0 or max(tokens, default=0) >= self._vocabulary:
             raise IndexError(f"token ids go from 0 to {self._vocabulary - 1}")
         segments = (Segment * len(chunks))()
         for index, (sequence, part) in enumerate(chunks):
+            if not part:
+                raise IndexError("a chunk has at least one token")
             if sequence.length + len(part) > self._positions:
                 raise IndexError(f"a sequence has at most {self._positions} tokens")
             sequence.reserve(len(part))

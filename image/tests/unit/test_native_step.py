@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-
-from triton_hf.embedded import cache_root
 from triton_native.library import UnavailableError, load_library
 from triton_native.runner import NativeRunner
+
+from triton_hf.embedded import cache_root
 
 VOCABULARY = 321
 POSITIONS = 256

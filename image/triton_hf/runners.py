@@ -1,0 +1,120 @@
+"""What an engine asks of the code that computes a model, and which code computes which model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from triton_hf.settings import ModelSettings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Runner(Protocol):
+    """Reads prompts into sequences and steps those that have joined the batch.
+
+    Rows are numbered 0, 1, ... in the order of joining; when one leaves, the last takes its
+    number. All calls belong into one thread and `torch.inference_mode`. A sequence that is
+    dropped before it has joined needs no call.
+    """
+
+    device: torch.device
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+
+    def begin(self) -> Any:
+        """Return an empty sequence."""
+
+    def extend(self, sequence: Any, tokens: Sequence[int]) -> torch.Tensor:
+        """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
+
+    def join(self, sequence: Any) -> None:
+        """Make a sequence the last row of the batch."""
+
+    def leave(self, row: int) -> None:
+        """Take a row out of the batch; the last row takes its number."""
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Add one token to each row; return the logits after it, [rows, V]."""
+
+    def clear(self) -> None:
+        """Forget all rows."""
+
+    def check(self) -> None:
+        """Run each kind of step once.
+
+        Raises:
+            SettingsError: The model cannot be computed.
+        """
+
+
+class MixingRunner(Runner, Protocol):
+    """A runner that also reads several prompts and steps the batch in the same products.
+
+    A call that fails has changed nothing.
+    """
+
+    def advance(
+        self, tokens: Sequence[int], chunks: Sequence[tuple[Any, Sequence[int]]]
+    ) -> torch.Tensor:
+        """Add one token to each row and a chunk to each sequence.
+
+        Returns:
+            The logits after each, rows first, [rows + chunks, V]; valid until the next call.
+        """
+
+
+def make_runner(model: Any, settings: ModelSettings) -> Runner | MixingRunner:
+    """Return what computes this model best here; the model belongs to it from now on."""
+    import torch
+
+    from triton_hf.packed_linear import pack_linears
+    from triton_hf.torch_runner import TorchRunner
+
+    native = native_runner(model, settings)
+    if native is not None:
+        # What is left for torch is to choose tokens; its threads would be in the way of the step.
+        torch.set_num_threads(1)
+        return native
+    runner = TorchRunner(model, slots=settings.slots)
+    with torch.inference_mode():
+        pack_linears(model)
+    return runner
+
+
+def native_runner(model: Any, settings: ModelSettings) -> MixingRunner | None:
+    """Return the step in C++ for this model, None where torch has to do it; say which and why."""
+    import torch
+
+    from triton_hf.embedded import cache_root
+
+    if settings.cpu_step == "torch" or next(model.parameters()).device.type != "cpu":
+        return None
+    threads = torch.get_num_threads()
+    try:
+        from triton_native.library import UnavailableError
+        from triton_native.runner import NativeRunner
+    except ImportError as error:
+        _say(settings, f"torch computes the steps: the native step is not installed ({error})")
+        return None
+    try:
+        runner = NativeRunner(
+            model,
+            slots=settings.slots,
+            positions=settings.max_total_tokens,
+            threads=threads,
+            cache=cache_root(),
+        )
+    except UnavailableError as error:
+        _say(settings, f"torch computes the steps, not the native step: {error}")
+        return None
+    _say(settings, f"the native step computes, AVX512-BF16, {threads} threads")
+    return runner
+
+
+def _say(settings: ModelSettings, text: str) -> None:
+    print(f"{settings.repo_id}: {text}", file=sys.stderr, flush=True)
