@@ -1,6 +1,6 @@
 """Finds or compiles the shared library, and declares its functions.
 
-An image brings the library beside this file (`python -m triton_native.library` makes it there).
+An image brings the library beside this file; `python -m triton_native.library FOLDER` makes it.
 Elsewhere it is compiled once into a cache folder, where there is a compiler.
 """
 
@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-sh
 # What the library needs of C++ is inside it, so it runs beside any other libstdc++.
 _FLAGS += ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 _COMPILE_SECONDS = 300
+_MACHINES = ("x86_64", "AMD64")
+_ELSEWHERE = "the native step is for x86-64"
 
 
 class UnavailableError(Exception):
@@ -66,6 +69,8 @@ def load_library(*, cache: Path | None) -> ctypes.CDLL:
     Raises:
         UnavailableError: There is none, it does not load, or this CPU cannot run it.
     """
+    if platform.machine() not in _MACHINES:
+        raise UnavailableError(f"it is for x86-64, and this is {platform.machine()}")
     own = Path(__file__).with_name(NAME)
     path = own if own.exists() else _cached(cache)
     try:
@@ -147,8 +152,18 @@ def _declared(path: Path) -> ctypes.CDLL:
     return library
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> int:
+    """Compile the library into a folder; return the exit status."""
+    if platform.machine() not in _MACHINES:
+        print(f"{_ELSEWHERE}; nothing to compile", file=sys.stderr)
+        return 0
     try:
-        compile_library(Path(__file__).with_name(NAME))
-    except UnavailableError as reason:
-        sys.exit(f"the native step was not compiled: {reason}")
+        compile_library(folder / NAME)
+    except (UnavailableError, OSError) as error:
+        print(f"the native step cannot be compiled: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
