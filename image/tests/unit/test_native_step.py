@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from triton_native.library import UnavailableError, load_library
+from triton_native.library import UnavailableError, load_library, source_key
 from triton_native.runner import NativeRunner
 
 from triton_hf.embedded import cache_root
@@ -83,3 +86,246 @@ def test_logits_are_as_near_to_exact_ones_as_those_of_torch_in_bf16(kind) -> Non
         exact = copy.deepcopy(model).float()(torch.tensor([ids])).logits[0, -1]
     found = runner.extend(runner.begin(), ids)[0]
     assert distance(found, exact) < 1.5 * distance(plain, exact) + 0.002
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_layer_computes_what_it_computes_in_torch(kind) -> None:
+    whole = make_model(kind)
+    ids = prompt(40)
+    for layers in range(1, len(whole.model.layers) + 1):
+        model = copy.deepcopy(whole)
+        model.model.layers = model.model.layers[:layers]
+        model.config.num_hidden_layers = layers
+        with torch.inference_mode():
+            plain = model(torch.tensor([ids])).logits[0, -1]
+        runner = make_runner(model)
+        assert distance(runner.extend(runner.begin(), ids)[0], plain) < 0.03, f"{layers} layers"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_likeliest_token_is_that_of_torch_or_one_as_good(kind) -> None:
+    model = make_model(kind)
+    runner = make_runner(model)
+    ids = prompt(120)
+    with torch.inference_mode():
+        plain = model(torch.tensor([ids])).logits[0].float()
+    sequence = runner.begin()
+    runner.extend(sequence, ids[:20])
+    runner.join(sequence)
+    equal = 0
+    for position in range(20, len(ids)):
+        best = int(runner.step([ids[position]])[0].argmax())
+        highest = float(plain[position].max())
+        # Numbers in bf16 are this coarse: half a step for each of the two results.
+        assert highest - float(plain[position, best]) <= 0.02 * abs(highest)
+        equal += best == int(plain[position].argmax())
+    assert equal >= 90
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("size", [1, 7, 32, 33])
+def test_a_prompt_in_chunks_gives_the_same_bits(kind, size) -> None:
+    runner = make_runner(make_model(kind))
+    ids = prompt(100)
+    whole = runner.extend(runner.begin(), ids).clone()
+    sequence = runner.begin()
+    for start in range(0, len(ids), size):
+        logits = runner.extend(sequence, ids[start : start + size])
+    assert torch.equal(logits, whole)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_row_gets_the_same_bits_alone_and_beside_others(kind) -> None:
+    runner = make_runner(make_model(kind), slots=9)
+    alone = []
+    sequence = runner.begin()
+    runner.extend(sequence, prompt(45))
+    runner.join(sequence)
+    for token in prompt(30, seed=1):
+        alone.append(runner.step([token])[0].clone())
+    runner.clear()
+    # Prompts of other lengths are read beside it, join after it, and leave before it.
+    own, *others = (runner.begin() for _ in range(9))
+    parts = [(own, prompt(45)), *((one, prompt(n * 13, seed=n)) for n, one in enumerate(others, 1))]
+    runner.advance([], parts)
+    runner.join(own)
+    rows = 1
+    late = runner.begin()
+    for step, token in enumerate(prompt(30, seed=1)):
+        logits = runner.advance([token, *[5] * (rows - 1)], [(late, [step])])
+        assert torch.equal(logits[0], alone[step]), f"step {step}"
+        if others:
+            runner.join(others.pop())
+            rows += 1
+        elif rows > 1:
+            runner.leave(rows - 1)
+            rows -= 1
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    model = make_model(hidden_size=160, intermediate_size=320)
+    one, three = make_runner(model, threads=1), make_runner(model, threads=3)
+    ids = prompt(90)
+    for _ in range(20):
+        first, second = one.begin(), three.begin()
+        assert torch.equal(one.extend(first, ids), three.extend(second, ids))
+        one.join(first)
+        three.join(second)
+        assert torch.equal(one.step([7] * one.rows), three.step([7] * three.rows))
+        if one.rows == 4:
+            one.clear()
+            three.clear()
+
+
+def test_a_row_that_leaves_gives_its_number_to_the_last_and_its_memory_back() -> None:
+    runner = make_runner(make_model())
+    for seed in range(3):
+        sequence = runner.begin()
+        runner.extend(sequence, prompt(40 + seed, seed=seed))
+        runner.join(sequence)
+    expected = runner.step([1, 2, 3])[2].clone()
+    for sequence in runner._rows:
+        sequence.length -= 1  # the same step again
+    used = runner.pages.used
+    runner.leave(0)
+    assert runner.rows == 2
+    assert runner.pages.used < used
+    assert torch.equal(runner.step([3, 2])[0], expected)
+    runner.clear()
+    assert runner.pages.used == 0
+
+
+def test_a_sequence_that_is_dropped_gives_its_memory_back() -> None:
+    runner = make_runner(make_model())
+    sequence = runner.begin()
+    runner.extend(sequence, prompt(100))
+    assert runner.pages.used == 4
+    del sequence
+    assert runner.pages.used == 0
+
+
+def test_memory_is_bounded_by_slots_and_positions_and_what_does_not_fit_changes_nothing() -> None:
+    runner = make_runner(make_model(), slots=1)
+    sequence, other = runner.begin(), runner.begin()
+    runner.extend(sequence, prompt(POSITIONS - 20))
+    with pytest.raises(MemoryError, match="no page for keys and values"):
+        runner.extend(other, prompt(40))
+    with pytest.raises(IndexError, match=f"at most {POSITIONS} tokens"):
+        runner.extend(sequence, prompt(21))
+    runner.extend(sequence, prompt(20))
+    assert runner.pages.used == POSITIONS // runner.pages.tokens
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 2**31 - 1])
+def test_a_token_outside_of_the_vocabulary_is_an_error_and_no_crash(token) -> None:
+    runner = make_runner(make_model())
+    with pytest.raises(IndexError, match=f"from 0 to {VOCABULARY - 1}"):
+        runner.extend(runner.begin(), [1, token])
+    with pytest.raises(IndexError, match="at least one token"):
+        runner.extend(runner.begin(), [])
+
+
+def test_what_is_no_number_in_one_row_reaches_no_other_and_no_later_one() -> None:
+    runner = make_runner(make_model(), slots=2)
+    sequence = runner.begin()
+    expected = runner.extend(sequence, prompt(40)).clone()
+    ctypes.memset(sequence._pages[0], 0xFF, runner.pages.page_bytes)
+    runner.join(sequence)
+    beside = runner.begin()
+    logits = runner.advance([1], [(beside, prompt(40))])
+    assert logits[0].isnan().all()
+    assert torch.equal(logits[1:], expected)
+    runner.clear()
+    again = runner.begin()
+    assert torch.equal(runner.extend(again, prompt(40)), expected)
+
+
+def test_threads_sleep_while_nothing_is_asked() -> None:
+    runner = make_runner(make_model(), threads=3)
+    runner.check()
+    tasks = {
+        task for task in Path("/proc/self/task").iterdir() if "native-step" in _text(task / "comm")
+    }
+    assert len(tasks) >= 2
+    before = sum(_ticks(task) for task in tasks)
+    threading.Event().wait(0.5)
+    assert sum(_ticks(task) for task in tasks) - before <= 2
+
+
+def _text(file: Path) -> str:
+    return file.read_text("utf-8")
+
+
+def _ticks(task: Path) -> int:
+    """Hundredths of a second of CPU time that a thread has used."""
+    fields = _text(task / "stat").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_the_model_keeps_no_second_copy_of_the_weights() -> None:
+    model = make_model()
+    NativeRunner(model, slots=1, positions=POSITIONS, threads=1, cache=cache_root())
+    left = sum(one.numel() for one in model.parameters())
+    assert left == sum(one.numel() for one in model.parameters() if one.dim() == 1)
+
+
+REFUSED = {
+    "another family": (lambda: make_other(transformers.GemmaConfig(**SIZES)), "type 'gemma'"),
+    "another precision": (lambda: make_model().float(), "is float32"),
+    "odd hidden size": (lambda: make_model(hidden_size=104), "hidden_size is 104, no multiple"),
+    "odd head": (lambda: make_model(head_dim=24), "head_dim is 24, no multiple"),
+    "odd middle": (lambda: make_model(intermediate_size=150), "intermediate_size is 150"),
+    "another activation": (lambda: make_model(hidden_act="gelu"), "activation is 'gelu'"),
+    "biases": (lambda: make_model(mlp_bias=True), "has biases"),
+    "layers that differ": (
+        lambda: make_other(
+            transformers.Qwen2Config(
+                **SIZES, use_sliding_window=True, sliding_window=9, max_window_layers=1
+            )
+        ),
+        "only some of its layers",
+    ),
+    "positions that depend on the length": (
+        lambda: make_model(
+            rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        ),
+        "type 'dynamic'",
+    ),
+}
+
+
+def make_other(config: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_config(config).bfloat16().train(False)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_model_that_does_not_fit_is_refused_with_the_reason_and_stays_whole(kind) -> None:
+    make, reason = REFUSED[kind]
+    model = make()
+    size = sum(one.numel() for one in model.parameters())
+    with pytest.raises(UnavailableError, match=reason):
+        NativeRunner(model, slots=1, positions=64, threads=1, cache=cache_root())
+    assert sum(one.numel() for one in model.parameters()) == size
+
+
+def test_without_a_library_and_a_compiler_the_reason_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UnavailableError, match="there is no g\\+\\+"):
+        load_library(cache=tmp_path)
+    with pytest.raises(UnavailableError, match="not compiled for this installation"):
+        load_library(cache=None)
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native" / f"{source_key()}.so").write_bytes(b"no library")
+    with pytest.raises(UnavailableError, match="does not load"):
+        load_library(cache=tmp_path)
+
+
+def test_a_compiler_that_fails_is_named_with_its_message(tmp_path, monkeypatch) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\necho 'fatal error: no space' >&2\nexit 1\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(UnavailableError, match="failed \\(fatal error: no space\\)"):
+        load_library(cache=tmp_path)
+    assert list((tmp_path / "native").iterdir()) == []
