@@ -177,9 +177,9 @@ def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--seconds", type=int, default=10, help="length of each run")
-    parser.add_argument("--users", type=int, default=20, help="users in all to begin with")
-    parser.add_argument("--precision", type=float, default=0.15, help="width of the last gap")
+    parser.add_argument("--seconds", type=int, default=8, help="length of each run")
+    parser.add_argument("--users", type=int, default=40, help="users in all to begin with")
+    parser.add_argument("--precision", type=float, default=0.25, help="width of the last gap")
     parser.add_argument("--max-lag", type=float, default=20, help="as of the load test, in ms")
     parser.add_argument("--out", type=Path, default=Path("generator.json"))
     options = parser.parse_args()
@@ -195,6 +195,7 @@ def main() -> None:
         "stream": {"gap_ms": GAP_MS, "tokens": TOKENS},
         "results": results,
     }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     draw(document, options.out.with_suffix(".svg"))
     for each in results:

@@ -190,6 +190,7 @@ def main() -> int:
         machine = {"cores": os.cpu_count(), "load_average_before": round(before, 1)}
         told = {"aiperf": VERSION, "machine": machine, "server": SERVER, "users": USERS}
         document = {**told, "summary": found, "rounds": pairs}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     return 0 if all(each["agreed"] for each in found.values()) else 1
 
