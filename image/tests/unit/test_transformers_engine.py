@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from triton_native.library import UnavailableError, load_library
+from triton_native.runner import NativeRunner
 
 from triton_hf import transformers_engine
+from triton_hf.embedded import cache_root
 from triton_hf.engine import Event, Job
 from triton_hf.errors import EngineError, SettingsError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.requests import Message, Sampling
 from triton_hf.settings import ModelSettings
+from triton_hf.torch_runner import TorchRunner
 from triton_hf.transformers_engine import TransformersEngine
 
 VOCABULARY = 320
@@ -63,10 +68,25 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
+# What the native step computes: its sizes, in bfloat16.
+NATIVE = "llama, native"
+FAMILIES_OF_ALL = {
+    **FAMILIES,
+    NATIVE: lambda: transformers.LlamaConfig(**{**GROUPED, "head_dim": 16}),
+}
+
+
 def make_model(family: str) -> Any:
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]())
-    return model.float().train(False)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES_OF_ALL[family]())
+    return (model.bfloat16() if family == NATIVE else model.float()).train(False)
+
+
+def need_native_step() -> None:
+    try:
+        load_library(cache=cache_root())
+    except UnavailableError as error:
+        pytest.skip(f"no native step: {error}")
 
 
 def word_tokenizer() -> Any:
@@ -477,6 +497,122 @@ def test_500_requests_of_any_length_and_parameters_with_cuts_leave_every_slot_fr
     eventually(bench.is_empty)
     assert bench.engine.state().kv_usage == 0.0
     assert bench.answer(prompt(9), max_tokens=9) == bench.reference(prompt(9), max_tokens=9)
+
+
+def test_answers_of_the_native_step_are_the_same_alone_and_in_a_changing_batch(make) -> None:
+    need_native_step()
+    bench = make(NATIVE, slots=3)
+    assert isinstance(bench.engine._runner, NativeRunner)
+    wanted = [(5, 9), (1, 30), (40, 12), (17, 3), (450, 20), (3, 40), (9, 1), (60, 25)]
+    prompts = [prompt(length, seed=length) for length, _ in wanted]
+    alone = [
+        bench.answer(text, max_tokens=tokens)
+        for text, (_, tokens) in zip(prompts, wanted, strict=True)
+    ]
+    assert len(set(alone)) == len(alone)
+    asked = [
+        bench.ask(text, max_tokens=tokens)
+        for text, (_, tokens) in zip(prompts, wanted, strict=True)
+    ]
+    assert [one.text() for one in asked] == alone
+    hot = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 20, "seed": 7}
+    alone = [bench.answer(prompt(20), **hot)]
+    asked = [bench.ask(prompt(30, seed=1), max_tokens=9), bench.ask(prompt(20), **hot)]
+    assert asked[1].text() == alone[0]
+    eventually(bench.is_empty)
+    assert bench.engine._runner.pages.used == 0
+
+
+def test_the_native_step_reads_at_most_so_many_tokens_beside_the_running_rows(
+    make, monkeypatch
+) -> None:
+    need_native_step()
+    monkeypatch.setattr(transformers_engine, "MIXED_TOKENS", 16)
+    bench = make(NATIVE)
+    runner, calls = bench.engine._runner, []
+    advance = runner.advance
+
+    def counted(tokens: Any, chunks: Any) -> Any:
+        calls.append((len(tokens), sum(len(chunk) for _, chunk in chunks)))
+        return advance(tokens, chunks)
+
+    monkeypatch.setattr(runner, "advance", counted)
+    running = bench.ask(prompt(3), max_tokens=60)
+    running.events.get(timeout=TIMEOUT)
+    others = [bench.ask(prompt(length), max_tokens=2) for length in (100, 5, 5)]
+    for one in (*others, running):
+        one.text()
+    assert sum(read for _, read in calls) == 113
+    assert max(read for rows, read in calls if rows) == 16
+
+
+def test_a_fault_in_the_native_step_fails_that_request_only(make, monkeypatch) -> None:
+    need_native_step()
+    bench = make(NATIVE)
+    runner = bench.engine._runner
+    forward = runner._forward
+
+    def faulty(chunks: Any) -> Any:
+        if any(len(chunk) == 13 for _, chunk in chunks):
+            raise ZeroDivisionError
+        return forward(chunks)
+
+    expected = bench.answer(prompt(10), max_tokens=200)
+    monkeypatch.setattr(runner, "_forward", faulty)
+    good = bench.ask(prompt(10), max_tokens=200)
+    bad = bench.ask(prompt(13), max_tokens=20)
+    assert isinstance(bad.all()[-1].error, EngineError)
+    assert good.text() == expected
+    eventually(bench.is_empty)
+    assert runner.pages.used == 0
+
+
+def test_cuts_and_faults_of_the_native_step_leave_every_page_free(make, monkeypatch) -> None:
+    need_native_step()
+    bench = make(NATIVE, slots=8)
+    runner, numbers = bench.engine._runner, random.Random(5)
+    expected = bench.answer(prompt(9), max_tokens=9)
+    choose, calls = bench.engine._choose, []
+
+    def broken(logits: Any, rows: Any) -> Any:
+        calls.append(1)
+        if len(calls) % 60 == 0:
+            raise ZeroDivisionError
+        return choose(logits, rows)
+
+    monkeypatch.setattr(bench.engine, "_choose", broken)
+    asked = []
+    for index in range(300):
+        length = min(int(numbers.expovariate(1 / 30)) + 1, 400)
+        text = prompt(length, seed=index)
+        heat = numbers.choice([0.0, 1.0])
+        asked.append(bench.ask(text, max_tokens=numbers.randint(1, 25), temperature=heat))
+        if numbers.random() < 0.3:
+            numbers.choice(asked).job.cancel()
+    ends = [one.all()[-1] for one in asked]
+    assert {end.finish_reason for end in ends} == {None, "length", "cancelled"}
+    monkeypatch.setattr(bench.engine, "_choose", choose)
+    eventually(bench.is_empty)
+    assert runner.pages.used == 0
+    assert bench.answer(prompt(9), max_tokens=9) == expected
+
+
+def test_torch_computes_where_the_native_step_is_switched_off_or_does_not_fit(
+    make, monkeypatch, capsys
+) -> None:
+    need_native_step()
+    assert isinstance(make(NATIVE, cpu_step="torch").engine._runner, TorchRunner)
+    assert "native" not in capsys.readouterr().err
+    bench = make("gemma")
+    assert isinstance(bench.engine._runner, TorchRunner)
+    assert "torch computes the steps, not the native step: it does not know" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.setitem(sys.modules, "triton_native.runner", None)
+    bench = make(NATIVE)
+    assert isinstance(bench.engine._runner, TorchRunner)
+    assert "the native step is not installed" in capsys.readouterr().err
+    assert bench.answer(prompt(9), max_tokens=9)
 
 
 def test_a_model_that_keeps_another_state_is_refused_with_its_name() -> None:
