@@ -44,8 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tritonserver(arguments: list[str]) -> int:
     from triton_hf.launch import run_tritonserver
+    from triton_hf.runtime import write_termination_log
 
-    run_tritonserver(arguments)
+    try:
+        run_tritonserver(arguments)
+    except TritonHFError as error:
+        write_termination_log(str(error))
+        raise
     return 1
 
 

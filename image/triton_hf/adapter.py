@@ -22,6 +22,7 @@ from triton_hf.errors import EngineError, TritonHFError
 from triton_hf.health import Heartbeat, heartbeat_path
 from triton_hf.metrics import Metrics, TritonPublisher
 from triton_hf.responder import Responder
+from triton_hf.runtime import write_termination_log
 from triton_hf.settings import ModelSettings, parse_settings
 from triton_hf.stream_server import StreamServer
 
@@ -49,6 +50,8 @@ class TextModel:
             self._engine.start()
         except TritonHFError as error:
             print(f"model '{name}': {error}", file=sys.stderr, flush=True)
+            # Triton's own last lines are tables of its options, too long for the cause to be seen.
+            write_termination_log(f"model '{name}': {error}")
             raise pb_utils.TritonModelException(f"model '{name}': {error}") from None
         self._publisher.start()
         self._service = Service(engine=self._engine, metrics=metrics)

@@ -1,7 +1,8 @@
-"""Where the parts of one server meet: heartbeats, sockets and the streaming companions."""
+"""Where the parts of one server meet, and where a container leaves its last words."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -21,3 +22,14 @@ def socket_path(model: str) -> Path:
         short = hashlib.sha256(model.encode()).hexdigest()[:12]
         path = runtime_dir() / "sockets" / short
     return path
+
+
+def write_termination_log(text: str) -> None:
+    """Add a sentence to what Kubernetes shows as the reason of a container's end.
+
+    Nothing happens outside a container, and none of its faults is anybody's.
+    """
+    path = Path(os.environ.get("TERMINATION_LOG") or "/dev/termination-log")
+    if "TERMINATION_LOG" in os.environ or path.exists():
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")

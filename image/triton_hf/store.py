@@ -36,6 +36,7 @@ from triton_hf.errors import (
 from triton_hf.hub import download_snapshot, download_to_cache, read_token, resolve_commit
 from triton_hf.pbtxt import read_config, string_parameters
 from triton_hf.repository import write_model
+from triton_hf.runtime import write_termination_log
 from triton_hf.specification import ModelSpec, read_spec
 
 PROGRESS_SECONDS = 8
@@ -315,7 +316,7 @@ def sync_command(arguments: list[str]) -> int:
             token=read_token(),
         )
     except StoreError as error:
-        _write_termination_log(str(error))
+        write_termination_log(str(error))
         raise
     return 0
 
@@ -353,10 +354,3 @@ def wait_for(store: Path, generation: str, seconds: float) -> None:
             said = now
         time.sleep(min(0.5, max(0.0, end - now)))
     progress.say(f"generation {generation} is there")
-
-
-def _write_termination_log(text: str) -> None:
-    path = Path(os.environ.get("TERMINATION_LOG") or "/dev/termination-log")
-    if "TERMINATION_LOG" in os.environ or path.exists():
-        with contextlib.suppress(OSError):
-            path.write_text(f"{text}\n", encoding="utf-8")

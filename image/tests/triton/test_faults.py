@@ -208,3 +208,24 @@ def test_a_storm_of_streams_that_end_and_break_leaves_the_server_whole(
         assert metrics["triton_hf_requests_waiting"] == 0
 
     eventually(is_empty)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_its_reason_as_the_last_words_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's own last lines are its options; Kubernetes would show those."""
+    words = tmp_path / "termination-log"
+    monkeypatch.setenv("TERMINATION_LOG", str(words))
+    spec = ModelSpec(name="m", engine="simulated", parameters={"slots": "1"})
+    write_model(tmp_path / "models", spec)
+    config = tmp_path / "models" / "m" / "config.pbtxt"
+    config.write_text(config.read_text().replace('string_value: "1"', 'string_value: "many"'))
+    arguments = [f"--model-repository={tmp_path / 'models'}"]
+    with (
+        pytest.raises(EmbeddedError),
+        running_server(arguments=arguments, workdir=tmp_path),
+    ):
+        pass
+    said = words.read_text()
+    assert said.startswith("model 'm': parameter 'slots' must be"), said
+    assert len(said.splitlines()) == 1
