@@ -72,10 +72,18 @@ faults: venv ## Every fault on the cluster of `make up` (about 40 min), and a ta
 	@$(PY) -m pytest -q -m faults k8s-tests/faults
 	@$(PY) -m faults.results
 
+.PHONY: scale
+scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (about 30 min)
+	@$(PY) -m cluster up --with=monitoring --with=keda
+	@$(PY) -m scaling.fleet --scaler hpa --out results/scale/hpa
+	@$(PY) -m scaling.fleet --scaler keda --out results/scale/keda
+	@$(PY) -m scaling.fleet --scaler hpa --sync 5 --out results/scale/hpa-sync-5
+
 .PHONY: bench
-bench: venv ## Measure the load test itself: its error, its agreement with another client, its limit
+bench: venv ## Measure the load test itself: its error, its agreement with other clients, its limit
 	@$(PY) -m pytest -s -q -m "slow and not cluster and not faults" load_testing/tests
-	@$(PY) load_testing/benchmarks/generator.py --workers 1
+	@$(PY) load_testing/benchmarks/published_client.py --install --out results/published-client.json
+	@$(PY) load_testing/benchmarks/generator.py --workers 1 2 4 8 --out results/generator.json
 
 .PHONY: test
 test: venv ## Everything; skips what this machine cannot do, with the reason

@@ -103,3 +103,22 @@ def _durations(axes: Any, last: Round, stage: Stage, start: float, end: float) -
     axes.axhline(last.objective_seconds, color="tab:red", linewidth=0.8, label="objective of p95")
     axes.set_ylabel("duration, s")
     axes.legend(fontsize=8, loc="upper right")
+
+
+def draw_all(path: Path, rounds: Sequence[Round], *, title: str) -> None:
+    """Write a PNG with every time of every round as a rising curve: so many steps by then."""
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for name, text in MARKS.items():
+        known = sorted(value for each in rounds if (value := getattr(each, name)) is not None)
+        if known:
+            share = [100 * (index + 1) / len(rounds) for index in range(len(known))]
+            axes.step([0, *known], [0, *share], where="post", marker="o", markersize=3, label=text)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("seconds after the step")
+    axes.set_ylabel("% of the steps")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 102)
+    axes.grid(color="0.92")
+    axes.legend(fontsize=9, loc="lower right")
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)

@@ -8,7 +8,13 @@ import time
 
 from support.place import ROOT
 
-TYPED = ("image/triton_hf", "load_testing/triton_load", "k8s-tests/cluster", "k8s-tests/support")
+TYPED = (
+    "image/triton_hf",
+    "image/triton_native",
+    "load_testing/triton_load",
+    "k8s-tests/cluster",
+    "k8s-tests/support",
+)
 
 
 def scripts() -> list[str]:

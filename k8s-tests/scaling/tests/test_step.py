@@ -5,11 +5,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from scaling import load, step, step_plot
+from scaling import fleet, load, step, step_plot
 from scaling.watch import Timeline
 
+from support import helm, place
 from support.prometheus import Prometheus, Series
 
 
@@ -53,6 +55,37 @@ def test_summary_counts_only_rounds_in_which_it_happened():
     assert step.summary(rounds)["decided_seconds"] == {
         "mean": 4.0, "median": 4.0, "worst": 4.0, "rounds": 1,
     }  # fmt: skip
+
+
+def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path):
+    base = {
+        "at": 0.0, "ended": 60.0, "p95_low_seconds": 1.0, "objective_seconds": 1.5,
+        "signal_crossed_seconds": 2.0, "scheduled_seconds": 5.0, "all_ready_seconds": 12.0,
+        "p95_back_seconds": None, "most_replicas": 4, "back_seconds": 30.0, "requests": 100,
+    }  # fmt: skip
+    rounds = [
+        step.Round(decided_seconds=4.0, ready_seconds=9.0, failed=0, **base),
+        step.Round(decided_seconds=8.0, ready_seconds=None, failed=1, **base),
+    ]
+    found = fleet.report(rounds, ["status 503"], scaler="hpa", sync="15s", count=2)
+    assert (found["requests"], found["failed"], found["rounds"]) == (200, 1, 2)
+    assert found["ready_after_decided_seconds"] == [5.0]
+    lines = fleet.table(found).splitlines()
+    assert lines[0] == "hpa, sync 15s: 2 steps, 1 of 200 requests failed"
+    assert next(line for line in lines if line.startswith("decided")).split()[1:] == [
+        "6.0", "6.0", "8.0", "2",
+    ]  # fmt: skip
+    assert not [line for line in lines if line.startswith("p95")]
+    step_plot.draw_all(tmp_path / "fleet.png", rounds, title="two steps")
+    assert (tmp_path / "fleet.png").stat().st_size > 5_000
+
+
+def test_the_sync_period_of_a_cluster_that_is_not_ours_stays_as_it_is():
+    theirs = place.Place(kubeconfig=Path("/nowhere"), push="", pull="", embedded=False)
+    with fleet.hpa_sync(theirs, None) as period:
+        assert period == "unknown"
+    with pytest.raises(helm.CommandFailedError, match="KUBECONFIG"), fleet.hpa_sync(theirs, 5):
+        pass
 
 
 def test_a_timeline_keeps_changes_and_forgets_repetitions():

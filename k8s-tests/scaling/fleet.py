@@ -1,0 +1,191 @@
+"""Step responses of several releases side by side: twenty of them in minutes.
+
+Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [--releases 4]
+       [--rounds 5] (PYTHONPATH=k8s-tests)
+
+Each release is the light image with a simulated model in a namespace of its own; its rounds begin
+at random moments, so that they meet every phase of the autoscaler's sync. `--sync` changes how
+often the autoscaler of the embedded cluster looks, for the time of the run.
+Writes DIR/fleet.json and DIR/fleet.png; exit codes as those of scaling.step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cluster import plan as cluster_plan
+from scaling import release as releases
+from scaling import step, step_plot
+from scaling.rounds import Plan, Round
+from support import helm, place, wait
+from support.helm import Release
+
+PLAN = Plan(target=releases.TARGET, low_seconds=10.0, high_seconds=90.0, settle_seconds=180.0)
+_SYNC = re.compile(r"(?<=--horizontal-pod-autoscaler-sync-period=)[\w.]+")
+
+
+@contextlib.contextmanager
+def hpa_sync(here: place.Place, seconds: int | None) -> Iterator[str]:
+    """Let the autoscaler look every so many seconds in the block; yield the period in force.
+
+    None leaves it as it is. The manifest of the controller manager is written anew, which
+    restarts it, and again when the block ends.
+
+    Raises:
+        CommandFailedError: the cluster is not ours to change.
+    """
+    if not here.embedded:
+        if seconds is not None:
+            raise helm.CommandFailedError(
+                "--sync changes the embedded cluster, but KUBECONFIG names another one"
+            )
+        yield "unknown"
+        return
+    folder = cluster_plan.SYSTEM.folder / "etc-kubernetes" / "manifests"
+    manifest = folder / "kube-controller-manager.yaml"
+    before = manifest.read_text("utf-8")
+    found = _SYNC.search(before)
+    if found is None:
+        raise helm.CommandFailedError(f"{manifest} does not say how often the autoscaler looks")
+    if seconds is None or found.group() == f"{seconds}s":
+        yield found.group()
+        return
+    try:
+        _replace(here, manifest, _SYNC.sub(f"{seconds}s", before))
+        yield f"{seconds}s"
+    finally:
+        _replace(here, manifest, before)
+
+
+def _replace(here: place.Place, manifest: Path, text: str) -> None:
+    """Write the manifest at once, and wait until what it says runs and leads."""
+    draft = manifest.parent.parent / "kube-controller-manager.draft"
+    draft.write_text(text, encoding="utf-8")
+    draft.chmod(0o600)
+    since = time.time()
+    draft.replace(manifest)
+
+    def renewed() -> None:
+        lease = helm.get(here, "kube-system", "lease", "kube-controller-manager")
+        taken = time.strptime(lease["spec"]["acquireTime"][:19], "%Y-%m-%dT%H:%M:%S")
+        assert time.mktime(taken) - time.timezone >= since - 1, "not restarted yet"  # noqa: S101
+
+    wait.until(renewed, seconds=120)
+
+
+def play(made: Release, number: int, rounds: int) -> tuple[list[Round], list[str]]:
+    """Play the rounds of one release; return them and the faults of its requests."""
+    pause = random.Random(number)  # noqa: S311  # moments, not secrets
+    labels = f'namespace="{made.namespace}", release="{made.name}"'
+    played: list[Round] = []
+    with step.staged(made, releases.MODEL, prometheus=None, labels=labels, max_tokens=32) as (
+        stage,
+        _,
+    ):
+        for count in range(rounds):
+            time.sleep(pause.uniform(0, 20))
+            played.append(step.run_round(stage, PLAN))
+            step.say(f"release {number}, round {count + 1} of {rounds}: {played[-1]}")
+        faults = sorted({outcome.fault for outcome in stage.driver.record.failed})
+    return played, faults
+
+
+def run(
+    here: place.Place, *, scaler: str, count: int, rounds: int
+) -> tuple[list[Round], list[str]]:
+    """Install the releases, play all rounds, remove everything; return rounds and faults."""
+    with contextlib.ExitStack() as stack:
+        made = []
+        for number in range(count):
+            step.say(f"installs release {number + 1} of {count}")
+            name = f"fleet-{scaler}-{uuid.uuid4().hex[:5]}"
+            made.append(stack.enter_context(releases.installed(here, name, scaler=scaler)))
+        with ThreadPoolExecutor(count) as pool:
+            results = list(pool.map(play, made, range(1, count + 1), [rounds] * count))
+    played = [each for part, _ in results for each in part]
+    return played, sorted({fault for _, part in results for fault in part})
+
+
+def report(
+    played: Sequence[Round], faults: Sequence[str], *, scaler: str, sync: str, count: int
+) -> dict[str, Any]:
+    """Return what is written as fleet.json; all times in seconds after the step."""
+    return {
+        "scaler": scaler,
+        "sync": sync,
+        "releases": count,
+        "rounds": len(played),
+        "cores": os.cpu_count(),
+        "plan": dataclasses.asdict(PLAN),
+        "requests": sum(each.requests for each in played),
+        "failed": sum(each.failed for each in played),
+        "faults": list(faults)[:10],
+        "ready_after_decided_seconds": sorted(
+            round(each.ready_seconds - each.decided_seconds, 3)
+            for each in played
+            if each.ready_seconds is not None and each.decided_seconds is not None
+        ),
+        "summary": step.summary(played),
+        "played": [dataclasses.asdict(each) for each in played],
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return mean, median and worst of each time as lines for a terminal."""
+    lines = [
+        f"{found['scaler']}, sync {found['sync']}: {found['rounds']} steps, "
+        f"{found['failed']} of {found['requests']} requests failed",
+        f"{'seconds after the step':<26}{'mean':>8}{'median':>8}{'worst':>8}{'steps':>7}",
+    ]
+    for field in step_plot.MARKS:
+        if field in found["summary"]:
+            known = found["summary"][field]
+            lines.append(
+                f"{step_plot.MARKS[field]:<26}{known['mean']:>8.1f}{known['median']:>8.1f}"
+                f"{known['worst']:>8.1f}{known['rounds']:>7}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run, write, print; return the exit code."""
+    parser = argparse.ArgumentParser(prog="scaling.fleet", description=__doc__.split("\n")[0])
+    parser.add_argument("--scaler", choices=("hpa", "keda"), default="hpa")
+    parser.add_argument("--sync", type=int, help="seconds between two looks of the autoscaler")
+    parser.add_argument("--releases", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5, help="of each release")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    try:
+        here = place.current()
+        with hpa_sync(here, options.sync) as sync:
+            played, faults = run(
+                here, scaler=options.scaler, count=options.releases, rounds=options.rounds
+            )
+    except (helm.CommandFailedError, TimeoutError) as error:
+        print(f"fleet: {error}", file=sys.stderr)
+        return 1
+    found = report(played, faults, scaler=options.scaler, sync=sync, count=options.releases)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "fleet.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    step_plot.draw_all(options.out / "fleet.png", played, title=table(found).splitlines()[0])
+    print(table(found))
+    print(options.out / "fleet.json")
+    return 3 if found["failed"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
