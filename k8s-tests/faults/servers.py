@@ -59,13 +59,20 @@ def values(here: Place, namespace: str, *, light: bool = True, **more: Any) -> d
 
 
 def extra_model(name: str, config: str, code: str) -> dict[str, Any]:
-    """Return values that add a model which is not of the store, from a ConfigMap."""
+    """Return values that add a model which is not of the store, from a ConfigMap.
+
+    File by file: a ConfigMap mounted as a folder brings `..data` along, which Triton takes for a
+    model.
+    """
     files = {"config.pbtxt": f"{name}/config.pbtxt", "model.py": f"{name}/1/model.py"}
-    items = [{"key": key, "path": path} for key, path in files.items()]
+    mounts = [
+        {"name": name, "mountPath": f"/{name}/{path}", "subPath": key, "readOnly": True}
+        for key, path in files.items()
+    ]
     return {
         "server": {"extraArgs": [f"--model-repository=/{name}"]},
-        "extraVolumes": [{"name": name, "configMap": {"name": name, "items": items}}],
-        "extraVolumeMounts": [{"name": name, "mountPath": f"/{name}", "readOnly": True}],
+        "extraVolumes": [{"name": name, "configMap": {"name": name}}],
+        "extraVolumeMounts": mounts,
         "extraObjects": [
             {
                 "apiVersion": "v1",

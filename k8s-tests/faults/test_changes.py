@@ -44,13 +44,17 @@ def kept(release: Release) -> dict[str, str]:
 
 
 def older_chart(folder: Path) -> Path:
-    """Return the chart as an older version of it: another version in its labels.
+    """Return the chart as an older version of it: another version, and pods that differ.
 
     There is no released version yet; with the first one this becomes `git archive` of its tag.
     """
     chart = shutil.copytree(CHART, folder / "triton")
     file = chart / "Chart.yaml"
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "version": "0.0.1"}))
+    values = chart / "values.yaml"
+    text = values.read_text("utf-8")
+    assert "\npodAnnotations: {}\n" in text
+    values.write_text(text.replace("\npodAnnotations: {}\n", "\npodAnnotations: {older: 'true'}\n"))
     return chart
 
 
