@@ -58,6 +58,12 @@ class MixingRunner(Runner, Protocol):
     A call that fails has changed nothing.
     """
 
+    def resume(self, prompt: Sequence[int]) -> tuple[Any, int]:
+        """Return a sequence with the start of a prompt as far as it is known, and its tokens.
+
+        At least the last token of the prompt is left to be read.
+        """
+
     def advance(
         self, tokens: Sequence[int], chunks: Sequence[tuple[Any, Sequence[int]]]
     ) -> torch.Tensor:

@@ -97,11 +97,8 @@ class TransformersEngine(Engine):
 
         Nothing has changed then, and one after another only what is at fault fails.
         """
-        parts = self._next_chunks()
         try:
-            for row, _ in parts:
-                if row.sequence is None:
-                    row.sequence = self._runner.begin()
+            parts = self._next_chunks()
             logits = self._runner.advance(
                 [row.token for row in self._rows], [(row.sequence, chunk) for row, chunk in parts]
             )
@@ -124,6 +121,8 @@ class TransformersEngine(Engine):
         left = MIXED_TOKENS * (1 if self._rows else MIXED_IDLE_CHUNKS)
         parts: list[tuple[_Row, Sequence[int]]] = []
         for row in self._reading:
+            if row.sequence is None:
+                row.sequence, row.read = self._runner.resume(row.job.work.token_ids)
             chunk = row.job.work.token_ids[row.read : row.read + left]
             parts.append((row, chunk))
             left -= len(chunk)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-VERSION = 1  # of the interface; the same number as in llama.cpp
+VERSION = 2  # of the interface; the same number as in llama.cpp
 NAME = "libtriton_native.so"
 SOURCE = Path(__file__).with_name("source")
 _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
@@ -144,6 +144,7 @@ def _declared(path: Path) -> ctypes.CDLL:
         "native_page_bytes": (ctypes.c_uint64, (model,)),
         "native_new_page": (ctypes.c_void_p, (model,)),
         "native_free_page": (None, (model, address)),
+        "native_copy_page": (None, (model, address, address, number)),
         "native_forward": (number, (model, address, address, number, address)),
     }
     for name, (result, arguments) in signatures.items():

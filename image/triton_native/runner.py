@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from triton_native.library import Segment, UnavailableError, load_library
+from triton_native.pages import NativeSequence, PagePool
 from triton_native.weights import Packer, refusal, sizes_of
 
 
@@ -48,8 +49,8 @@ class NativeRunner:
         handle = self._library.native_create(ctypes.byref(config))
         if not handle:
             raise UnavailableError("there is not enough memory for the packed weights")
-        self._pages = PagePool(self._library, handle)
-        self._pages.limit = slots * -(-positions // self._pages.tokens)
+        per_sequence = -(-positions // self._library.native_page_tokens())
+        self._pages = PagePool(self._library, handle, limit=slots * per_sequence)
         with torch.inference_mode():
             Packer(self._library, handle).pack(model, positions=positions)
         self._rows: list[NativeSequence] = []
@@ -68,6 +69,15 @@ class NativeRunner:
     def begin(self) -> NativeSequence:
         """Return an empty sequence."""
         return NativeSequence(self._pages)
+
+    def resume(self, prompt: Sequence[int]) -> tuple[NativeSequence, int]:
+        """Return a sequence with the start of a prompt as far as it is known, and its tokens.
+
+        At least the last token of the prompt is left to be read.
+        """
+        sequence = self.begin()
+        sequence.resume(prompt)
+        return sequence, sequence.length
 
     def extend(self, sequence: NativeSequence, tokens: Sequence[int]) -> torch.Tensor:
         """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
@@ -139,78 +149,5 @@ class NativeRunner:
         if code:
             raise MemoryError("no memory for a step")
         for sequence, part in chunks:
-            sequence.length += len(part)
+            sequence.push(part)
         return self._logits[: len(chunks)]
-
-
-class PagePool:
-    """The memory of keys and values, and the native model that it belongs to.
-
-    It grows with use up to `limit` pages. Sequences hold it, so the native model ends after the
-    last of them.
-    """
-
-    limit = 0
-
-    def __init__(self, library: ctypes.CDLL, handle: int) -> None:
-        """Own a native model."""
-        self._library = library
-        self.handle = handle
-        self.tokens: int = library.native_page_tokens()
-        self.used = 0
-
-    def __del__(self) -> None:
-        """Free the native model."""
-        self._library.native_destroy(self.handle)
-
-    @property
-    def page_bytes(self) -> int:
-        """Size of one page."""
-        return int(self._library.native_page_bytes(self.handle))
-
-    def take(self) -> int:
-        """Return the address of a page.
-
-        Raises:
-            MemoryError: There is none left.
-        """
-        page = self._library.native_new_page(self.handle) if self.used < self.limit else None
-        if page is None:
-            raise MemoryError(f"no page for keys and values; {self.used} are in use")
-        self.used += 1
-        return int(page)
-
-    def give(self, page: int) -> None:
-        """Take a page back."""
-        self._library.native_free_page(self.handle, page)
-        self.used -= 1
-
-
-class NativeSequence:
-    """Tokens that were read: their number and their pages."""
-
-    def __init__(self, pool: PagePool) -> None:
-        """Start empty."""
-        self._pool = pool
-        self._pages = array.array("Q")
-        self.length = 0
-
-    @property
-    def address(self) -> int:
-        """Where the list of pages lies; valid until it grows."""
-        return self._pages.buffer_info()[0]
-
-    def reserve(self, count: int) -> None:
-        """Make room for so many more tokens."""
-        while len(self._pages) * self._pool.tokens < self.length + count:
-            self._pages.append(self._pool.take())
-
-    def release(self) -> None:
-        """Give all pages back."""
-        while self._pages:
-            self._pool.give(self._pages.pop())
-        self.length = 0
-
-    def __del__(self) -> None:
-        """A sequence that nobody joined to a batch gives its pages back, too."""
-        self.release()

@@ -329,3 +329,103 @@ def test_a_compiler_that_fails_is_named_with_its_message(tmp_path, monkeypatch) 
     with pytest.raises(UnavailableError, match="failed \\(fatal error: no space\\)"):
         load_library(cache=tmp_path)
     assert list((tmp_path / "native").iterdir()) == []
+
+
+def fresh(runner: NativeRunner, ids: list[int]) -> torch.Tensor:
+    return runner.extend(runner.begin(), ids)[0].clone()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("common", [4, 5, 32, 33, 63, 64, 70, 99])
+def test_a_prompt_that_starts_like_an_earlier_one_is_read_from_where_they_differ(
+    kind, common
+) -> None:
+    runner = make_runner(make_model(kind))
+    first = prompt(100)
+    second = [*first[:common], (first[common] + 1) % VOCABULARY, *prompt(20, seed=1)]
+    expected = fresh(runner, second)
+    runner = make_runner(make_model(kind))
+    fresh(runner, first)
+    sequence, known = runner.resume(second)
+    # The last page is not full, and fewer than 4 tokens of a page are not worth a copy.
+    inside = common % 32 if common < 96 else 0
+    assert known == min(common, 96) - (inside if inside < 4 else 0)
+    assert torch.equal(runner.extend(sequence, second[known:])[0], expected)
+
+
+def test_the_last_token_of_a_prompt_is_always_read() -> None:
+    runner = make_runner(make_model())
+    ids = prompt(96)
+    expected = fresh(runner, ids)
+    for length in (1, 2, 5, 32, 33, 64, 96):
+        _, known = runner.resume(ids[:length])
+        assert known == (length - 1 if length > 4 else 0)
+    sequence, known = runner.resume(ids)
+    assert torch.equal(runner.extend(sequence, ids[known:])[0], expected)
+
+
+def test_the_next_turn_of_a_conversation_takes_over_the_answer_too() -> None:
+    runner = make_runner(make_model())
+    sequence = runner.begin()
+    runner.extend(sequence, prompt(20))
+    runner.join(sequence)
+    for token in prompt(50, seed=1):
+        runner.step([token])
+    turn = [*prompt(20), *prompt(50, seed=1), *prompt(9, seed=2)]
+    assert runner.resume(turn)[1] == 64
+    runner.leave(0)
+    sequence, known = runner.resume(turn)
+    assert known == 64
+    again = runner.extend(sequence, turn[known:])[0].clone()
+    assert torch.equal(again, fresh(make_runner(make_model()), turn))
+
+
+def test_a_shared_page_stays_until_its_last_owner_leaves_and_is_kept_then() -> None:
+    runner = make_runner(make_model(), slots=4)  # 32 pages, of which 8 are kept
+    ids = prompt(65)
+    one = runner.begin()
+    runner.extend(one, ids)
+    two, known = runner.resume(ids)
+    assert (known, runner.pages.used) == (64, 3)
+    one.release()
+    assert (runner.pages.used, runner.pages.kept) == (2, 0)
+    last = runner.extend(two, ids[64:])[0].clone()
+    two.release()
+    assert (runner.pages.used, runner.pages.kept) == (0, 2)
+    assert torch.equal(last, fresh(make_runner(make_model()), ids))
+
+
+def test_kept_pages_are_few_and_make_room_for_those_in_use() -> None:
+    runner = make_runner(make_model(), slots=2)  # 16 pages, of which 4 are kept
+    for seed in range(6):
+        fresh(runner, prompt(POSITIONS, seed=seed))
+        assert (runner.pages.used, runner.pages.kept) == (0, 4)
+    # The start of a prompt is what is kept of it.
+    assert runner.resume(prompt(POSITIONS, seed=5))[1] == 128
+    expected = [fresh(make_runner(make_model()), prompt(POSITIONS, seed=n)) for n in (7, 8)]
+    sequences = [runner.begin(), runner.begin()]
+    chunks = [(one, prompt(POSITIONS, seed=n)) for one, n in zip(sequences, (7, 8), strict=True)]
+    logits = runner.advance([], chunks)
+    assert torch.equal(logits, torch.stack(expected))
+    assert (runner.pages.used, runner.pages.kept) == (16, 0)
+    assert runner.resume(prompt(POSITIONS, seed=5))[1] == 0
+
+
+def test_a_copied_page_takes_over_only_what_is_common() -> None:
+    runner = make_runner(make_model())
+    ids = prompt(40)
+    second = [*ids[:15], *prompt(9, seed=3)]
+    expected = fresh(runner, second)
+    whole, part = runner.begin(), runner.begin()
+    runner.extend(whole, ids)
+    runner.extend(part, ids[:15])
+    # In the known page, what follows the common part is no number; 0 x NaN would be one neither.
+    page = whole._pages[0]
+    ctypes.memset(page, 0xFF, runner.pages.page_bytes)
+    runner._library.native_copy_page(runner.pages.handle, part._pages[0], page, 15)
+    words = (ctypes.c_uint16 * (runner.pages.page_bytes // 2)).from_address(page)
+    assert 0xFFFF in words
+    part.release()
+    resumed, known = runner.resume(second)
+    assert known == 15
+    assert torch.equal(runner.extend(resumed, second[15:])[0], expected)

@@ -539,11 +539,31 @@ def test_the_native_step_reads_at_most_so_many_tokens_beside_the_running_rows(
     monkeypatch.setattr(runner, "advance", counted)
     running = bench.ask(prompt(3), max_tokens=60)
     running.events.get(timeout=TIMEOUT)
-    others = [bench.ask(prompt(length), max_tokens=2) for length in (100, 5, 5)]
+    lengths = (100, 5, 6)
+    others = [bench.ask(prompt(length, seed=length), max_tokens=2) for length in lengths]
     for one in (*others, running):
         one.text()
-    assert sum(read for _, read in calls) == 113
+    assert sum(read for _, read in calls) == 114
     assert max(read for rows, read in calls if rows) == 16
+
+
+def test_the_native_step_reads_a_shared_system_message_once(make, monkeypatch) -> None:
+    need_native_step()
+    bench, alone = make(NATIVE), make(NATIVE)
+    system = prompt(70, seed=1)
+    bench.answer(f"{system} {prompt(8, seed=2)}", max_tokens=30)
+    runner, read = bench.engine._runner, []
+    advance = runner.advance
+
+    def counted(tokens: Any, chunks: Any) -> Any:
+        read.append(sum(len(chunk) for _, chunk in chunks))
+        return advance(tokens, chunks)
+
+    monkeypatch.setattr(runner, "advance", counted)
+    question = f"{system} {prompt(9, seed=3)}"
+    again = bench.answer(question, max_tokens=12)
+    assert sum(read) == 9
+    assert again == alone.answer(question, max_tokens=12)
 
 
 def test_a_fault_in_the_native_step_fails_that_request_only(make, monkeypatch) -> None:

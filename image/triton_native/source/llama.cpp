@@ -176,6 +176,23 @@ class Model {
 
   void free_page(void* page) { free_.push_back(page); }
 
+  // Copy the keys and values of the first tokens of a page to a new one.
+  void copy_page(const void* from, void* to, int count) const {
+    const size_t half = static_cast<size_t>(c_.head_dim) * kPage;
+    const int pairs = (count + 1) / 2;
+    const auto* in = static_cast<const bf16*>(from);
+    auto* out = static_cast<bf16*>(to);
+    for (int block = 0; block < c_.layers * c_.kv_heads; ++block, in += 2 * half, out += 2 * half) {
+      std::memcpy(out, in, half * sizeof(bf16));
+      for (size_t panel = half; panel < 2 * half; panel += kPage * kPanel) {
+        std::memcpy(out + panel, in + panel, pairs * 2 * kPanel * sizeof(bf16));
+        // Values that are not the new owner's stay 0.
+        for (int lane = 0; count % 2 != 0 && lane < kPanel; ++lane)
+          out[panel + (pairs - 1) * 2 * kPanel + 2 * lane + 1] = 0;
+      }
+    }
+  }
+
   void forward(const int32_t* tokens, const Segment* segments, int count, float* logits) {
     plan(segments, count);
     reserve(static_cast<int>(places_.size()));
@@ -537,7 +554,7 @@ using native::Model;
 extern "C" {
 
 // Raise it when a function or a structure of this interface changes.
-int32_t native_version() { return 1; }
+int32_t native_version() { return 2; }
 
 int32_t native_page_tokens() { return native::kPage; }
 
@@ -571,6 +588,10 @@ uint64_t native_page_bytes(const Model* model) { return model->page_bytes(); }
 void* native_new_page(Model* model) { return model->new_page(); }
 
 void native_free_page(Model* model, void* page) { model->free_page(page); }
+
+void native_copy_page(const Model* model, const void* from, void* to, int32_t count) {
+  model->copy_page(from, to, count);
+}
 
 // 0, or -1 when there is not enough memory.
 int32_t native_forward(Model* model, const int32_t* tokens, const native::Segment* segments,
