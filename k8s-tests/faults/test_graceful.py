@@ -11,7 +11,7 @@ import pytest
 
 from faults import servers, traffic
 from faults.results import Row
-from support import helm
+from support import helm, images
 from support.helm import Release
 from support.install import door
 from support.wait import until
@@ -79,10 +79,9 @@ def test_a_rolling_update_with_idle_keep_alive_connections_loses_nothing(
 
 def hold_connections(release: Release, chosen: dict[str, Any]) -> None:
     """Start a pod that keeps connections to the servers open and sends nothing on them."""
-    image = chosen["image"]
     container = {
         "name": "holder",
-        "image": f"{image['registry']}/{image['repository']}:{image['tag']}",
+        "image": images.reference(release.place, chosen["image"]["repository"]),
         "command": ["python3", "-c", _HOLD, servers.fullname(release), str(HELD)],
         "resources": {"limits": {"memory": "64Mi"}},
         "securityContext": {

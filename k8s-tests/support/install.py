@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from support import helm, place
+from support import helm, images, place
 from support.ask import Door, question
 from support.helm import Release
 from support.steps import Board
@@ -197,7 +197,7 @@ def main() -> int:
     try:
         ensure_namespace(here, NAMESPACE)
         secret = token() or ("hf_test_token_open_sesame" if here.embedded else "")
-        values: dict[str, Any] = {"image": {"registry": here.pull, "tag": place.VERSION}}
+        values: dict[str, Any] = {"image": images.values(here, "triton-hf")}
         if secret:
             ensure_token(here, NAMESPACE, "huggingface-token", secret)
             values["huggingface"] = {"token": {"existingSecret": "huggingface-token"}}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support import helm, install, place, up
+from support import helm, images, install, place, up
 from support.helm import CommandFailedError, Release
 from support.steps import Board, Step, StepFailedError, run_all
 from support.wait import until
@@ -269,7 +269,7 @@ def image_of(release: Release) -> str:
     """Return the image of the newest run, or the one that this checkout builds."""
     if job := newest_job(release, "master"):
         return str(job["spec"]["template"]["spec"]["containers"][0]["image"])
-    return f"{release.place.pull}/{IMAGE}:{place.VERSION}"
+    return images.reference(release.place, IMAGE)
 
 
 def fetch(release: Release, *, folder: str = "", into: Path = RESULTS) -> Path:
@@ -323,7 +323,7 @@ def run(options: argparse.Namespace, board: Board) -> int:
     if not server["items"] and not options.values:
         raise NotRunError(f"no server in namespace {options.namespace}: run make up first")
     ensure_image(here, board)
-    values: dict[str, Any] = {"image": {"registry": here.pull, "tag": place.VERSION}}
+    values: dict[str, Any] = {"image": images.values(here, IMAGE)}
     if here.embedded:
         # The nodes share one small machine; a core for each worker would leave none to the server.
         values["workers"] = {"resources": {"requests": {"cpu": "100m"}}}

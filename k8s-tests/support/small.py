@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support import place
+from support import images, place
 
 SIMULATED = {"engine": "simulated", "parameters": {"ttft_ms": 20, "inter_token_ms": 2, "slots": 4}}
 
@@ -15,12 +15,8 @@ def values(
     """Return the values of a small release on the cluster in use."""
     memory = "512Mi" if light else "3Gi"
     chosen: dict[str, Any] = {
-        "image": {
-            "registry": here.pull,
-            "repository": "triton-hf-light" if light else "triton-hf",
-            "tag": place.VERSION,
-            "tritonVersion": "2.51.0",
-        },
+        "image": images.values(here, "triton-hf-light" if light else "triton-hf")
+        | {"tritonVersion": "2.51.0"},
         "gpu": {"count": 0},
         "models": {"llama3-8b": None, **(models or {"simulated": SIMULATED})},
         "modelStore": {"size": "1Gi"},

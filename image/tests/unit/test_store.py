@@ -89,6 +89,7 @@ class Sync:
         return process.returncode, output
 
     def fails(self, models: dict, exit_code: int, words: str, token: str | None = None) -> None:
+        self.termination.unlink(missing_ok=True)  # a container that starts again has a new one
         status, output = self.run(models, "bad", token)
         assert (status, words in output) == (exit_code, True), output
         assert words in self.termination.read_text()

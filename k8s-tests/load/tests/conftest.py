@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support import dump, helm, install, load, place, small
+from support import dump, helm, images, install, load, place, small
 from support.helm import Release
 from support.steps import Board
 
@@ -43,7 +43,7 @@ Start = Callable[..., Release]
 def settings(here: place.Place, **changes: Any) -> dict[str, Any]:
     """Return the values of a run of some seconds, with whole sections replaced or extended."""
     chosen: dict[str, Any] = {
-        "image": {"registry": here.pull, "tag": place.VERSION, "pullPolicy": "Always"},
+        "image": images.values(here, load.IMAGE),
         "target": {"model": MODEL},
         "run": {
             "client": "stream",
