@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -106,7 +107,9 @@ class Model {
     if (c_.separate_embedding) embedding_ = reinterpret_cast<bf16*>(at);
   }
 
+  // Waits for a call that another thread has not come back from, as at the end of a process.
   ~Model() {
+    const std::lock_guard<std::mutex> alone(busy_);
     for (void* page : free_) std::free(page);
   }
 
@@ -194,6 +197,7 @@ class Model {
   }
 
   void forward(const int32_t* tokens, const Segment* segments, int count, float* logits) {
+    const std::lock_guard<std::mutex> alone(busy_);
     plan(segments, count);
     reserve(static_cast<int>(places_.size()));
     pool_.open();
@@ -529,6 +533,7 @@ class Model {
 
  private:
   Config c_;
+  std::mutex busy_;
   int group_, qkv_;
   std::vector<Layer> layers_;
   Pool pool_;

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <climits>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,7 +24,13 @@ class Pool {
  public:
   // The caller is one of the threads.
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    workers_.reserve(threads);
+    try {
+      while (static_cast<int>(workers_.size()) + 1 < threads)
+        workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads: fewer do the same work.
+    }
     for (auto& worker : workers_) pthread_setname_np(worker.native_handle(), "native-step");
   }
 
