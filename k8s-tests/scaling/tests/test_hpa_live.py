@@ -5,17 +5,18 @@ Once with an HPA of the chart on prometheus-adapter, once with the HPA that KEDA
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scaling import load, release
+from scaling import load, metrics, panels, promql, release
 
 from support import helm, install, place, wait
 from support.helm import Release
-from support.prometheus import in_cluster
+from support.prometheus import Prometheus, in_cluster
 
 pytestmark = pytest.mark.cluster
 CLIENTS = 3 * release.TARGET
@@ -96,3 +97,56 @@ def test_pods_follow_the_load_up_and_down_and_no_request_fails(scaled: Release) 
 
     assert len(driver.record.outcomes) > CLIENTS
     assert [outcome.fault for outcome in driver.record.failed] == []
+
+
+def has_data(prometheus: Prometheus, made: Release) -> None:
+    """Check that no query of a panel is empty, but for those that need a GPU."""
+    empty = []
+    chosen = {"namespace": made.namespace, "release": made.name}
+    for dashboard in panels.load_all():
+        values = panels.choose(dashboard, prometheus, chosen, interval="30s")
+        for panel in dashboard.panels:
+            for query in panel.queries:
+                expression = panels.fill(query.expression, values)
+                if metrics.needs_gpu(promql.metrics(expression)):
+                    continue
+                if not prometheus.query(expression):
+                    empty.append(f"{dashboard.name}, {panel.title}: {expression}")
+    assert empty == []
+
+
+def test_every_query_of_every_panel_has_data(scaled: Release) -> None:
+    """After the load of the test before: rates and quantiles need requests."""
+    with in_cluster(scaled.place) as prometheus:
+        wait.until(lambda: has_data(prometheus, scaled), seconds=60, every=3)
+
+
+# Metrics of alerts that are silent here, and why.
+SILENT = {
+    "kube_job_failed": "is there only after a model-sync failed",
+    "kubelet_volume_stats_available_bytes": "kubelets report only volumes of CSI drivers",
+    "kubelet_volume_stats_capacity_bytes": "kubelets report only volumes of CSI drivers",
+}
+
+
+def test_every_metric_of_every_rule_has_data(scaled: Release) -> None:
+    """A rule over a metric that nobody makes would never fire, and nobody would know."""
+    with in_cluster(scaled.place) as prometheus:
+
+        def loaded() -> list[dict[str, Any]]:
+            found = [r for r in prometheus.rules() if scaled.namespace in r["query"]]
+            assert len(found) >= 18
+            assert [r["name"] for r in found if r["health"] == "err"] == []
+            return found
+
+        asked = {
+            (name, tuple(sorted(labels.items())))
+            for rule in wait.until(loaded, seconds=90, every=3)
+            for name, labels in promql.selectors(rule["query"])
+        }
+        empty = []
+        for name, labels in sorted(asked):
+            inside = ",".join(f"{label}=~{json.dumps(value)}" for label, value in labels)
+            if name not in SILENT and not prometheus.query(f"count({name}{{{inside}}})"):
+                empty.append(f"{name}{{{inside}}}")
+    assert empty == []
