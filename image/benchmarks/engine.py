@@ -136,9 +136,9 @@ def _result(wall: float, cpu: float, tokens: int) -> Result:
     )
 
 
-def random_prompts(count: int, length: int, *, seed: int) -> Prompts:
-    """Prompts that differ, so that nothing can be reused."""
-    numbers = random.Random(seed)  # noqa: S311 - not a secret
+def random_prompts(count: int, length: int, *, run: int) -> Prompts:
+    """Prompts that differ, in other runs and numbers of clients too, so nothing can be reused."""
+    numbers = random.Random(f"{run} {count}")  # noqa: S311 - not a secret
     return [tuple(numbers.randrange(100, 40_000) for _ in range(length)) for _ in range(count)]
 
 
@@ -182,7 +182,7 @@ def bench_engine(options: argparse.Namespace, folder: Path) -> dict[str, dict[in
     for count in options.clients:
         for run in range(-1, options.runs):
             # The first run only warms up.
-            prompts = random_prompts(count, options.prompt, seed=run)
+            prompts = random_prompts(count, options.prompt, run=run)
             for step, engine in engines.items():
                 result = measure_engine(engine, prompts, options.answer if run >= 0 else 4)
                 if run >= 0:
@@ -199,9 +199,9 @@ def bench_generate(options: argparse.Namespace, folder: Path) -> dict[int, list[
     model, _ = load_model(folder, ModelSettings(repo_id="benchmark", dtype=options.dtype))
     results = {}
     for count in options.clients:
-        measure_generate(model, random_prompts(count, options.prompt, seed=-1), 4)
+        measure_generate(model, random_prompts(count, options.prompt, run=-1), 4)
         results[count] = [
-            measure_generate(model, random_prompts(count, options.prompt, seed=run), options.answer)
+            measure_generate(model, random_prompts(count, options.prompt, run=run), options.answer)
             for run in range(options.runs)
         ]
         show("generate", count, results[count])
