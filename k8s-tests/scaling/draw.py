@@ -191,7 +191,8 @@ def _graph(
     axes.set_ylim(bottom=0, top=panel.top)
     axes.grid(color="0.92")
     axes.tick_params(labelsize=8)
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
+    pattern = "%H:%M" if span.end - span.start >= 600 else "%H:%M:%S"
+    axes.xaxis.set_major_formatter(dates.DateFormatter(pattern))  # type: ignore[no-untyped-call]
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value, panel)))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

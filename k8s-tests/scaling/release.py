@@ -42,6 +42,8 @@ def values(
     spec = {"engine": "simulated", "parameters": PARAMETERS}
     return small.values(here, host, models={MODEL: spec}) | {
         "shutdown": {"preStopSeconds": 5, "drainSeconds": 30},
+        # Each look is a process in the pod; with a dozen new pods, one a second keeps a core busy.
+        "probes": {"startup": {"budgetSeconds": 180, "periodSeconds": 2}},
         "autoscaling": {
             "enabled": True,
             "scaler": scaler,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kubernetes import client, config, watch
+from urllib3.exceptions import HTTPError
 
 from support.place import Place
 
@@ -115,7 +116,7 @@ class Watcher:
         while not self._stopping.is_set():
             stream = watch.Watch()  # type: ignore[no-untyped-call]
             self._watches.append(stream)
-            with contextlib.suppress(client.ApiException, OSError):
+            with contextlib.suppress(client.ApiException, HTTPError, OSError):
                 events: Any = stream.stream  # the client has no types
                 for event in events(call, self._namespace, timeout_seconds=300, **words):
                     if self._stopping.is_set():
