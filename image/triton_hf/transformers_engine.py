@@ -286,6 +286,7 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
         SettingsError: The folder holds no usable model, or the device is not there.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = settings.device
@@ -307,7 +308,7 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise SettingsError(f"{settings.repo_id} cannot be loaded: {first}") from None
     model.to(torch.device(device))  # type: ignore[arg-type]  # its wrapper hides the signature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import queue
 import random
 import sys
@@ -642,3 +643,15 @@ def test_a_model_that_keeps_another_state_is_refused_with_its_name() -> None:
     model = transformers.AutoModelForCausalLM.from_config(config).train(False)
     with pytest.raises(SettingsError, match="models of the type 'mamba' cannot be served"):
         engine._use(model, word_tokenizer())
+
+
+def test_half_a_weights_file_is_refused_in_one_sentence_with_the_models_name(tmp_path) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    settings = ModelSettings(repo_id="org/tiny", dtype="float32", device="cpu")
+    transformers_engine.load_model(tmp_path, settings)
+    (file,) = tmp_path.glob("*.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(SettingsError, match="org/tiny cannot be loaded") as caught:
+        transformers_engine.load_model(tmp_path, settings)
+    assert len(str(caught.value).splitlines()) == 1
