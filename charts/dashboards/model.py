@@ -18,6 +18,7 @@ from dashboards.parts import (
 )
 
 _THIRD = WIDTH // 3
+_QUARTER = WIDTH // 4
 
 
 def dashboard() -> Dashboard:
@@ -42,14 +43,14 @@ def _queue(page: Page) -> None:
         "Requests that hold a slot.",
         "none",
         (f"sum by (pod, model) ({mean('triton_hf_requests_running')})", "{{pod}} {{model}}"),
-        width=_THIRD,
+        width=_QUARTER,
     )
     page.graph(
         "Waiting",
         "Requests that wait for a slot; when max_queue wait, new ones are rejected.",
         "none",
         (f"sum by (pod, model) ({mean('triton_hf_requests_waiting')})", "{{pod}} {{model}}"),
-        width=_THIRD,
+        width=_QUARTER,
     )
     page.graph(
         "Slots in use",
@@ -60,8 +61,19 @@ def _queue(page: Page) -> None:
             f" / sum by (pod, model) ({mean('triton_hf_slots')})",
             "{{pod}} {{model}}",
         ),
-        width=_THIRD,
+        width=_QUARTER,
         top=1,
+    )
+    page.graph(
+        "Mean time in the queue",
+        "Seconds from a request's arrival to its slot; empty while none gets a slot.",
+        "s",
+        (
+            f"{per_second('triton_hf_queue_seconds_sum', 'pod, model')}"
+            f" / {per_second('triton_hf_queue_seconds_count', 'pod, model')}",
+            "{{pod}} {{model}}",
+        ),
+        width=_QUARTER,
     )
     page.graph(
         "Requests by result",

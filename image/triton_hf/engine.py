@@ -292,6 +292,9 @@ class Engine(abc.ABC):
             admitted = []
             for _ in range(min(self._free_slots(), len(self._waiting))):
                 admitted.append(self._waiting.popleft())
+            now = time.monotonic()
+            for job in admitted:
+                self._metrics.admitted(now - job.submitted)
             self._running.extend(admitted)
             self._publish()
         self._sweep()

@@ -79,6 +79,12 @@ FAMILIES = (
         help="Accepted requests that the engine could not answer",
     ),
     Family(
+        name="triton_hf_queue_seconds",
+        kind="histogram",
+        help="From submission to a slot, in seconds",
+        buckets=_LATENCY,
+    ),
+    Family(
         name="triton_hf_time_to_first_token_seconds",
         kind="histogram",
         help="From submission to the first token, in seconds",
@@ -137,6 +143,10 @@ class Metrics:
     def prompt(self, tokens: int) -> None:
         """Prompts of this many tokens were accepted."""
         self._count("triton_hf_prompt_tokens_total", tokens)
+
+    def admitted(self, seconds: float) -> None:
+        """A request got a slot after waiting this long."""
+        self._observe("triton_hf_queue_seconds", seconds)
 
     def first_token(self, seconds: float) -> None:
         """A request got its first token after this time."""

@@ -8,6 +8,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from scaling import metrics, promql
 
 from chart.rendering import Manifest, Object, RenderError, render
 
@@ -83,6 +84,15 @@ def test_the_query_is_promql_grouped_by_pod(signal: str) -> None:
     inner = query.removeprefix("sum(").removesuffix(")")
     assert re.findall(r"by \(([^)]*)\)", inner)
     assert set(re.findall(r"by \(([^)]*)\)", inner)) == {"namespace,pod"}
+
+
+@pytest.mark.parametrize("signal", [name for name in SIGNALS if name != "custom"])
+def test_a_signal_reads_metrics_that_a_server_makes(signal: str) -> None:
+    """An autoscaler over a metric that nobody makes installs, and never scales."""
+    known = metrics.engine() | metrics.TRITON
+    assert promql.metrics(keda_query(scaled("keda", signal=signal))) - known == set()
+    series = adapter_rule(scaled("hpa", signal=signal))["seriesQuery"]
+    assert promql.metrics(series) - known == set()
 
 
 @pytest.mark.parametrize("signal", SIGNALS)

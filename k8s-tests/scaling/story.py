@@ -61,6 +61,7 @@ _COUNTERS = {
     "triton_hf_requests_cancelled_total": 0.0,
 }
 _TYPICAL = {
+    "triton_hf_queue_seconds": 0.1,
     "triton_hf_time_to_first_token_seconds": 0.2,
     "triton_hf_inter_token_seconds": 0.02,
     "triton_hf_request_duration_seconds": 2.0,
@@ -115,6 +116,8 @@ def _histogram(family: Family, labels: Labels, count: float) -> Iterator[Sample]
         inside = count if typical <= bound else 0.0
         yield f"{family.name}_bucket", {**labels, "le": f"{bound:g}"}, inside
     yield f"{family.name}_bucket", {**labels, "le": "+Inf"}, count
+    yield f"{family.name}_sum", labels, typical * count
+    yield f"{family.name}_count", labels, count
 
 
 def open_metrics(end: float) -> str:

@@ -209,6 +209,7 @@ def test_metrics_are_exact_after_success_and_failure(simulated: Client) -> None:
         "triton_hf_requests_rejected_total{invalid}": 1,
         "triton_hf_requests_cancelled_total": 0,
         "triton_hf_requests_failed_total": 0,
+        "triton_hf_queue_seconds_count": 3,
         "triton_hf_time_to_first_token_seconds_count": 3,
         "triton_hf_inter_token_seconds_count": 7,
         "triton_hf_request_duration_seconds_count": 3,

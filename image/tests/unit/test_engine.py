@@ -90,6 +90,22 @@ def test_a_full_queue_refuses_the_next_request_and_nothing_else(make) -> None:
     assert (state.running, state.waiting, state.kv_usage) == (0, 0, 0.0)
 
 
+def test_the_time_in_the_queue_is_that_until_the_slot_and_not_that_of_the_answer(make) -> None:
+    slow = SimulatedSettings(time_to_first_token=0.2, inter_token=0.001)
+    engine = make(slots=1, max_queue=1, simulated=slow)
+    first, second = Client(engine), Client(engine)
+    first.ask(max_tokens=1)
+    second.ask(max_tokens=1)
+    first.answer()
+    second.answer()
+    _, _, seen = engine._metrics.drain()
+    waits = [value for name, value in seen if name == "triton_hf_queue_seconds"]
+    answers = [value for name, value in seen if name == "triton_hf_time_to_first_token_seconds"]
+    assert len(waits) == 2
+    assert waits[0] < answers[0]
+    assert answers[0] * 0.5 < waits[1] < answers[1]
+
+
 def test_rows_of_one_request_are_queued_all_or_none(make) -> None:
     engine = make(slots=1, max_queue=1, simulated=NEVER)
     work = engine.encode((Message(role="user", content="x"),), Sampling())
