@@ -197,9 +197,11 @@ def _make(archives: dict[str, Path], *, hpa_sync: str, node_grace: str) -> None:
         shutil.rmtree(plan.state() / "shared", ignore_errors=True)
         plan.kubeconfig().unlink(missing_ok=True)
     with step("starting the nodes, importing images"):
+        pushed = services.pushed_digests()
         for each in NODES:
             each.start()
             each.forget_containers()
+            each.forget_images(pushed=pushed)
         for each in NODES:
             wanted = images.CONTROL_PLANE if each is SYSTEM else images.EVERY_NODE
             names = [*wanted, *addons.archives()] if each is SYSTEM else [*wanted, "curl"]

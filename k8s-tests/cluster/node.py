@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,18 @@ class Node:
         for container in self.ctr("containers", "ls", "-q").split():
             with contextlib.suppress(NodeError):
                 self.ctr("containers", "rm", container)
+
+    def forget_images(self, *, pushed: Collection[str]) -> None:
+        """Remove images that were pulled from our registry and have been replaced there since.
+
+        Args:
+            pushed: digests of the manifests that the registry has under a tag.
+        """
+        rows = [line.split() for line in self.ctr("images", "ls").splitlines()[1:]]
+        pulled = {row[2] for row in rows if row[0].startswith(f"{plan.REGISTRY}/")}
+        for row in rows:
+            if row[2] in pulled - set(pushed):
+                self.ctr("images", "rm", row[0])
 
     def wipe(self, *, images: bool = False) -> None:
         """Remove the node's files; its images stay unless asked."""

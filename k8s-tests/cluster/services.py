@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -10,10 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster import network, plan
+from support.images import manifest_digest
 from support.place import ROOT, cache
 
 REGISTRY_CONFIG = """\
@@ -46,7 +50,32 @@ def start_registry() -> None:
         )
     )
     program = shutil.which("docker-registry") or "docker-registry"
+    if not answers(plan.REGISTRY_PORT):
+        _drop_replaced(program, config)
     _start("registry", [program, "serve", str(config)], plan.REGISTRY_PORT)
+
+
+def _drop_replaced(program: str, config: Path) -> None:
+    """Free the space of images whose tag was pushed again; only while nobody pushes."""
+    words = [program, "garbage-collect", "--delete-untagged", str(config)]
+    with (plan.state() / "registry.log").open("ab") as log:
+        # An empty registry has nothing to collect, which it calls an error.
+        subprocess.run(words, stdout=log, stderr=log, check=False)
+
+
+def pushed_digests() -> set[str]:
+    """Return the digests of all manifests that have a tag in the registry."""
+    base = f"http://{plan.SERVICES_ADDRESS}:{plan.REGISTRY_PORT}/v2"
+
+    def get(path: str) -> Any:
+        with urllib.request.urlopen(f"{base}/{path}", timeout=10) as answer:  # noqa: S310
+            return json.load(answer)
+
+    return {
+        manifest_digest(f"{base}/{name}/manifests/{tag}")
+        for name in get("_catalog")["repositories"]
+        for tag in get(f"{name}/tags/list")["tags"] or ()
+    }
 
 
 def start_hub() -> None:

@@ -37,13 +37,21 @@ def reference(here: Place, repository: str) -> str:
 
 
 def _digest(here: Place, repository: str) -> str:
-    url = f"http://{here.push}/v2/{repository}/manifests/{VERSION}"
-    headers = {"Accept": ", ".join(_MANIFESTS)}
-    asked = urllib.request.Request(url, headers=headers, method="HEAD")
     try:
-        with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310
-            return str(answer.headers["Docker-Content-Digest"])
+        return manifest_digest(f"http://{here.push}/v2/{repository}/manifests/{VERSION}")
     except urllib.error.HTTPError as error:
         raise AssertionError(
             f"the registry has no {repository}:{VERSION} ({error.code}): run make up"
         ) from None
+
+
+def manifest_digest(url: str) -> str:
+    """Return the digest of a manifest in a registry.
+
+    Raises:
+        HTTPError: there is none.
+    """
+    headers = {"Accept": ", ".join(_MANIFESTS)}
+    asked = urllib.request.Request(url, headers=headers, method="HEAD")  # noqa: S310
+    with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310
+        return str(answer.headers["Docker-Content-Digest"])
