@@ -73,7 +73,7 @@ faults: venv ## Every fault on the cluster of `make up` (about 40 min), and a ta
 	@$(PY) -m faults.results
 
 .PHONY: scale
-scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (about 30 min)
+scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (about 50 min)
 	@$(PY) -m cluster up --with=monitoring --with=keda
 	@$(PY) -m scaling.fleet --scaler hpa --out results/scale/hpa
 	@$(PY) -m scaling.fleet --scaler keda --out results/scale/keda

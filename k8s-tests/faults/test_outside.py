@@ -7,13 +7,10 @@ import os
 import signal
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from scaling import load as scaling_load
-from scaling import release as scaled
 
 from cluster import plan, services
 from cluster.node import Node
@@ -132,66 +129,6 @@ def test_the_data_path_does_not_need_the_api_server(
         load.wait_for(traffic.ENOUGH)
     row.measured = load.summary()
     load.lost_nothing()
-
-
-@contextlib.contextmanager
-def prometheus_down(here: place.Place) -> Iterator[None]:
-    """Scale Prometheus to nothing in the block."""
-    kubectl = ("kubectl", "-n", scaled.MONITORING)
-
-    def wanted(count: int) -> None:
-        patch = f'{{"spec":{{"replicas":{count}}}}}'
-        helm.run(here, *kubectl, "patch", "prometheus", "main", "--type=merge", "-p", patch)
-
-    def pods() -> int:
-        words = ("pods", "-l", "app.kubernetes.io/name=prometheus")
-        return len(helm.get(here, scaled.MONITORING, *words)["items"])
-
-    wanted(0)
-    try:
-        until(lambda: pods() == 0, seconds=90)
-        yield
-    finally:
-        wanted(1)
-        until(lambda: pods() == 1, seconds=90)
-
-
-def test_lost_metrics_do_not_scale_in_and_found_ones_do(here: place.Place, row: Row) -> None:
-    row.fault = "Prometheus down for 120 s, load gone, HPA"
-    row.mark = "no scale-in; scale-in once Prometheus is back"
-    try:
-        helm.get(here, scaled.MONITORING, "prometheus", "main")
-    except helm.CommandFailedError:
-        pytest.skip("needs Prometheus: python3 -m cluster up --with monitoring")
-    namespace = f"lost-metrics-{uuid.uuid4().hex[:5]}"
-    with scaled.installed(here, namespace, scaler="hpa") as release:
-        entrance = door(here, release)
-        target = scaling_load.infer(
-            entrance.address, entrance.port, scaled.MODEL, host=entrance.host
-        )
-
-        def desired() -> int:
-            (found,) = helm.get(here, namespace, "hpa")["items"]
-            return int(found["status"]["desiredReplicas"])
-
-        with scaling_load.Load([target]) as driver:
-            driver.clients(2 * scaled.TARGET)
-            until(lambda: desired() == 2, seconds=180)
-            servers.wait_settled(release, 2)
-            with prometheus_down(here):
-                driver.clients(0)
-                end = time.time() + 120
-                until(lambda: end < time.time() or _still(desired, 2), seconds=150, every=3)
-        until(lambda: desired() == 1, seconds=240)
-    row.measured = f"2 pods kept; {len(driver.record.failed)} of {len(driver.record.outcomes)} lost"
-    assert driver.record.failed == []
-
-
-def _still(number: Callable[[], int], wanted: int) -> bool:
-    """Return False to be asked again; a number that changed ends the test."""
-    if number() != wanted:
-        pytest.fail(f"the autoscaler went to {number()} pods without metrics")
-    return False
 
 
 @contextlib.contextmanager

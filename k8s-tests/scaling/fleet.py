@@ -1,7 +1,7 @@
 """Step responses of several releases side by side: twenty of them in minutes.
 
-Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [--releases 4]
-       [--rounds 5] (PYTHONPATH=k8s-tests)
+Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [--releases 2]
+       [--rounds 10] (PYTHONPATH=k8s-tests)
 
 Each release is the light image with a simulated model in a namespace of its own; its rounds begin
 at random moments, so that they meet every phase of the autoscaler's sync. `--sync` changes how
@@ -177,8 +177,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scaling.fleet", description=__doc__.split("\n")[0])
     parser.add_argument("--scaler", choices=("hpa", "keda"), default="hpa")
     parser.add_argument("--sync", type=int, help="seconds between two looks of the autoscaler")
-    parser.add_argument("--releases", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5, help="of each release")
+    parser.add_argument("--releases", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=10, help="of each release")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     try:

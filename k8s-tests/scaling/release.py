@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -28,7 +28,14 @@ METRIC = "triton_requests_inflight"
 
 
 def values(
-    here: place.Place, host: str, *, scaler: str = "hpa", most: int = 4, settle: int = 15
+    here: place.Place,
+    host: str,
+    *,
+    scaler: str = "hpa",
+    most: int = 4,
+    settle: int = 15,
+    target: int = TARGET,
+    parameters: Mapping[str, int] = PARAMETERS,
 ) -> dict[str, Any]:
     """Return values of a release that follows its load.
 
@@ -38,8 +45,10 @@ def values(
         scaler: `hpa` or `keda`.
         most: maxReplicas.
         settle: scaleDown.stabilizationWindowSeconds.
+        target: requests in flight that the autoscaler wants in a pod.
+        parameters: of the simulated model.
     """
-    spec = {"engine": "simulated", "parameters": PARAMETERS}
+    spec = {"engine": "simulated", "parameters": dict(parameters)}
     return small.values(here, host, models={MODEL: spec}) | {
         "shutdown": {"preStopSeconds": 5, "drainSeconds": 30},
         # Each look is a process in the pod; with a dozen new pods, one a second keeps a core busy.
@@ -48,7 +57,7 @@ def values(
             "enabled": True,
             "scaler": scaler,
             "signal": "inflight",
-            "target": TARGET,
+            "target": target,
             "minReplicas": 1,
             "maxReplicas": most,
             "behavior": {
