@@ -161,6 +161,13 @@ class Asked:
 
     job: Job
     events: queue.Queue[Event]
+    taken: list[Event] = dataclasses.field(default_factory=list)
+
+    def all_once(self) -> list[Event]:
+        """Every event, however often it is asked for."""
+        if not self.taken:
+            self.taken.extend(self.all())
+        return self.taken
 
     def all(self) -> list[Event]:
         """Every event, up to the last."""
@@ -474,11 +481,11 @@ def test_after_a_step_that_failed_the_engine_answers_again(make, monkeypatch) ->
     assert bench.answer(prompt(5), max_tokens=9) == bench.reference(prompt(5), max_tokens=9)
 
 
-def test_500_requests_of_any_length_and_parameters_with_cuts_leave_every_slot_free(make) -> None:
-    bench = make("mistral, sliding window", slots=8)
+def storm(bench: Bench, count: int) -> int:
+    """Send requests of any length and parameters, cut some at random; return how many were cut."""
     numbers = random.Random(5)
     asked = []
-    for index in range(500):
+    for index in range(count):
         hot = {
             "temperature": numbers.choice([0.0, 0.01, 1.0, 2.0]),
             "top_p": numbers.choice([1e-6, 0.5, 0.95, 1.0]),
@@ -489,15 +496,30 @@ def test_500_requests_of_any_length_and_parameters_with_cuts_leave_every_slot_fr
         }
         length = min(int(numbers.expovariate(1 / 15)) + 1, 200)
         text = prompt(length, seed=index)
+        if index >= 500:
+            asked[index - 500].all_once()  # the queue is bounded
         asked.append(bench.ask(text, max_tokens=numbers.randint(1, 25), **hot))
         if numbers.random() < 0.3:
-            numbers.choice(asked).job.cancel()
-    ends = [one.all()[-1] for one in asked]
+            numbers.choice(asked[-100:]).job.cancel()
+    ends = [one.all_once()[-1] for one in asked]
     assert [end.error for end in ends if end.error] == []
     assert {end.finish_reason for end in ends} == {"stop", "length", "cancelled"}
+    return sum(end.finish_reason == "cancelled" for end in ends)
+
+
+@pytest.mark.parametrize("family", ["mistral, sliding window", NATIVE])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_requests_of_any_length_and_parameters_with_cuts_leave_every_slot_free(
+    make, family, count
+) -> None:
+    if family == NATIVE:
+        need_native_step()
+    bench = make(family, slots=8)
+    assert storm(bench, count) >= count / 10
     eventually(bench.is_empty)
     assert bench.engine.state().kv_usage == 0.0
-    assert bench.answer(prompt(9), max_tokens=9) == bench.reference(prompt(9), max_tokens=9)
+    again = bench.answer(prompt(9), max_tokens=9)
+    assert again == make(family, slots=8).answer(prompt(9), max_tokens=9)
 
 
 def test_answers_of_the_native_step_are_the_same_alone_and_in_a_changing_batch(make) -> None:

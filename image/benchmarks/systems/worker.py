@@ -1,0 +1,110 @@
+"""A system in a process of its own, spoken to by JSON lines; for libraries without a server.
+
+The worker's side is `serve`, ours is `running_worker`. Both clocks are the machine's monotonic one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.systems.base import Answer, Prompt, UnavailableError
+
+Ids = list[list[int]]
+Ask = Callable[[Ids, int, int], list[Answer]]
+STOP_SECONDS = 15
+
+
+def serve(start: Callable[[], Ask]) -> None:
+    """Start an engine, then answer lines of standard input until it ends."""
+    # Libraries print to standard output; the answers have a descriptor of their own.
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    ask = start()
+    print(json.dumps({"ready": True}), file=lines, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        answers = ask(asked["prompts"], asked["tokens"], asked["clients"])
+        found = [
+            {"start": each.start, "events": each.events, "fault": each.fault} for each in answers
+        ]
+        print(json.dumps({"answers": found}), file=lines, flush=True)
+
+
+class RunningWorker:
+    """Our side of a worker."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        """Speak to this process, whose standard error goes to `log`."""
+        self._process = process
+        self._log = log
+        self.session = process.pid
+
+    def read(self) -> dict[str, Any]:
+        """Return the next line.
+
+        Raises:
+            UnavailableError: The worker has ended; the text holds the last line of its log.
+        """
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return dict(json.loads(line))
+        told = self._log.read_text("utf-8", errors="replace").strip().splitlines() or ["nothing"]
+        raise UnavailableError(f"its process ended; it last said: {told[-1][:300]}")
+
+    def ask(self, prompts: Sequence[Prompt], *, tokens: int, clients: int) -> list[Answer]:
+        """Answer all prompts with this many tokens each, `clients` of them at any time."""
+        assert self._process.stdin is not None
+        asked = {"prompts": [prompt.ids for prompt in prompts], "tokens": tokens}
+        self._process.stdin.write(json.dumps({**asked, "clients": clients}).encode() + b"\n")
+        self._process.stdin.flush()
+        return [
+            Answer(
+                start=each["start"],
+                events=tuple((when, count) for when, count in each["events"]),
+                fault=each["fault"],
+            )
+            for each in self.read()["answers"]
+        ]
+
+
+@contextlib.contextmanager
+def running_worker(
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningWorker]:
+    """Run a worker until the block ends.
+
+    Raises:
+        UnavailableError: It does not start.
+    """
+    log = folder / "worker.log"
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **paths, "HF_HUB_OFFLINE": "1", **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,
+        )
+    worker = RunningWorker(process, log)
+    try:
+        worker.read()
+        yield worker
+    finally:
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
