@@ -24,7 +24,10 @@ _TOKENS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """One metric name: kind is `counter`, `gauge` or `histogram`."""
+    """One metric name: kind is `counter`, `gauge` or `histogram`.
+
+    `late` families appear with their first value; a 0 before it would say something wrong.
+    """
 
     name: str
     kind: str
@@ -32,6 +35,7 @@ class Family:
     label: str | None = None
     values: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    late: bool = False
 
 
 FAMILIES = (
@@ -47,6 +51,7 @@ FAMILIES = (
         name="triton_hf_engine_start_time_seconds",
         kind="gauge",
         help="Unix time at which the engine was ready",
+        late=True,  # from 0 to a time would count as a restart
     ),
     Family(
         name="triton_hf_prompt_tokens_total",
@@ -204,7 +209,7 @@ class TritonPublisher:
     """Copies the counts to Triton's own /metrics."""
 
     def __init__(self, *, metrics: Metrics, model: str, backend: Any) -> None:
-        """Register every family, so that each series exists from the start with value 0.
+        """Register the families, so that their series exist from the start with value 0.
 
         Args:
             metrics: What to copy.
@@ -214,9 +219,12 @@ class TritonPublisher:
         self._metrics = metrics
         self._families: list[Any] = []  # a metric dies with its family, so keep them
         self._series: dict[Key, Any] = {}
+        self._model = model
+        self._backend = backend
         self._stopping = threading.Event()
         for family in FAMILIES:
-            self._register(family, model, backend)
+            if not family.late:
+                self._register(family)
         self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
 
     def start(self) -> None:
@@ -229,12 +237,13 @@ class TritonPublisher:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _register(self, family: Family, model: str, backend: Any) -> None:
-        kind = getattr(backend.MetricFamily, family.kind.upper())
-        made = backend.MetricFamily(name=family.name, description=family.help, kind=kind)
+    def _register(self, family: Family) -> None:
+        kinds = self._backend.MetricFamily
+        kind = getattr(kinds, family.kind.upper())
+        made = kinds(name=family.name, description=family.help, kind=kind)
         self._families.append(made)
         for value in family.values or (None,):
-            labels: Mapping[str, str] = {"model": model}
+            labels: Mapping[str, str] = {"model": self._model}
             if family.label is not None and value is not None:
                 labels = {**labels, family.label: value}
             extra = {"buckets": list(family.buckets)} if family.buckets else {}
@@ -249,6 +258,8 @@ class TritonPublisher:
     def _copy(self) -> None:
         gauges, counts, observations = self._metrics.drain()
         for key, value in gauges.items():
+            if key not in self._series:
+                self._register(next(family for family in FAMILIES if family.name == key[0]))
             self._series[key].set(value)
         for key, value in counts.items():
             self._series[key].increment(value)

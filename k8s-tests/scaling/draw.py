@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -184,8 +185,8 @@ def _graph(
     if panel.stacked and found:
         _stack(axes, panel, found, span)
     else:
-        for line in found:
-            axes.plot(_times(line), line.values, linewidth=1.1, label=_label(line, panel))
+        for line, label in zip(found, _labels(found, panel), strict=True):
+            axes.plot(_times(line), line.values, linewidth=1.1, label=label)
     axes.set_xlim(_day(span.start), _day(span.end))
     axes.margins(y=0.08)
     axes.set_ylim(bottom=0, top=panel.top)
@@ -222,16 +223,25 @@ def _stack(axes: Any, panel: Panel, found: Sequence[Line], span: Span) -> None:
     axes.stackplot(
         [_day(time) for time in grid],
         rows,
-        labels=[_label(line, panel) for line in found],
+        labels=_labels(found, panel),
         alpha=0.6,
     )
 
 
-def _label(line: Line, panel: Panel) -> str:
+def _labels(found: Sequence[Line], panel: Panel) -> list[str]:
+    """Return the legend; what all pods' names begin with says nothing and takes the room."""
+    names = [line.name for line in found]
+    common = os.path.commonprefix(names) if len(names) > 1 else ""  # noqa: RUF071 - no paths
+    skip = common.rfind("-") + 1
+    names = [f"…{name[skip:]}" if skip else name for name in names]
+    return [_label(name, line, panel) for name, line in zip(names, found, strict=True)]
+
+
+def _label(name: str, line: Line, panel: Panel) -> str:
     real = [value for value in line.values if not math.isnan(value)]
     if not real:
-        return f"{line.name}  (no data)"
-    return f"{line.name}  (last {number(real[-1], panel)}, highest {number(max(real), panel)})"
+        return f"{name}  (no data)"
+    return f"{name}  (last {number(real[-1], panel)}, highest {number(max(real), panel)})"
 
 
 def _day(seconds: float) -> float:
