@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from cluster import plan, services
+from cluster import plan
 from cluster.node import Node
 from faults import servers, traffic
+from faults.hub import hub_down
 from faults.results import Row
 from support import helm, place
 from support.helm import Release
@@ -129,17 +128,6 @@ def test_the_data_path_does_not_need_the_api_server(
         load.wait_for(traffic.ENOUGH)
     row.measured = load.summary()
     load.lost_nothing()
-
-
-@contextlib.contextmanager
-def hub_down() -> Iterator[None]:
-    """End the mirror of the Hub in the block."""
-    os.kill(int((plan.state() / "hub.pid").read_text()), signal.SIGTERM)
-    try:
-        until(lambda: not services.answers(plan.HUB_PORT), seconds=20)
-        yield
-    finally:
-        services.start_hub()
 
 
 SMOLLM2 = {
