@@ -9,9 +9,12 @@ from typing import Any
 from benchmarks.systems.base import Prompt
 
 # One token each, with the space before it.
-_WORDS = """time year people way day man thing woman life child world school state family student
+_TEXT = """
+time year people way day man thing woman life child world school state family student
 group country problem hand part place case week company system program question work government
-number night point home water room mother area money story fact month lot right study book""".split()
+number night point home water room mother area money story fact month lot right study book
+"""
+_WORDS = _TEXT.split()
 _SYSTEM_WORDS = 12  # the first words differ, so that no cache of prefixes helps anyone
 
 Encode = Callable[[str, str], tuple[int, ...]]

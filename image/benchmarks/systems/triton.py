@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.systems.base import Answer, Prompt, UnavailableError
 from benchmarks.systems.http_client import Request, ask_all
+
 from support.models import REPOSITORY, LocalModel
 from triton_hf.embedded import EmbeddedError, Server, ensure_tree, running_server
 from triton_hf.repository import write_model

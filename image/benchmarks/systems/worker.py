@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.systems.base import Answer, Prompt, UnavailableError
 
@@ -40,11 +40,10 @@ def serve(start: Callable[[], Ask]) -> None:
 class RunningWorker:
     """Our side of a worker."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        """Speak to this process, whose standard error goes to `log`."""
-        self._process = process
-        self._log = log
-        self.session = process.pid
+    def __init__(self, *, session: int, ask: IO[bytes], answers: IO[bytes], log: Path) -> None:
+        """Speak to a process over its standard input and output; `log` has its errors."""
+        self._ask, self._answers, self._log = ask, answers, log
+        self.session = session
 
     def read(self) -> dict[str, Any]:
         """Return the next line.
@@ -52,18 +51,16 @@ class RunningWorker:
         Raises:
             UnavailableError: The worker has ended; the text holds the last line of its log.
         """
-        assert self._process.stdout is not None
-        if line := self._process.stdout.readline():
+        if line := self._answers.readline():
             return dict(json.loads(line))
         told = self._log.read_text("utf-8", errors="replace").strip().splitlines() or ["nothing"]
         raise UnavailableError(f"its process ended; it last said: {told[-1][:300]}")
 
     def ask(self, prompts: Sequence[Prompt], *, tokens: int, clients: int) -> list[Answer]:
         """Answer all prompts with this many tokens each, `clients` of them at any time."""
-        assert self._process.stdin is not None
         asked = {"prompts": [prompt.ids for prompt in prompts], "tokens": tokens}
-        self._process.stdin.write(json.dumps({**asked, "clients": clients}).encode() + b"\n")
-        self._process.stdin.flush()
+        self._ask.write(json.dumps({**asked, "clients": clients}).encode() + b"\n")
+        self._ask.flush()
         return [
             Answer(
                 start=each["start"],
@@ -94,17 +91,16 @@ def running_worker(
             stderr=output,
             start_new_session=True,
         )
-    worker = RunningWorker(process, log)
     try:
-        worker.read()
-        yield worker
+        if process.stdin and process.stdout:
+            worker = RunningWorker(
+                session=process.pid, ask=process.stdin, answers=process.stdout, log=log
+            )
+            worker.read()
+            yield worker
     finally:
-        assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
         try:
-            process.wait(STOP_SECONDS)
+            process.communicate(timeout=STOP_SECONDS)  # the end of its input ends it
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        process.stdout.close()
+            process.communicate()

@@ -1,0 +1,216 @@
+"""Our Triton beside other engines on this machine: same model, prompts and lengths, one run.
+
+    python image/benchmarks/peers.py --install --systems ours tutorial llama.cpp openvino
+
+Each system is started alone, measured and ended; one that cannot run is a line that says why. A
+run sends two requests for each client and verifies that every answer has as many tokens as were
+asked for. The client is a process of its own on the same cores. Progress goes to standard error,
+tables to standard output, all numbers to --out with a plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "image"), str(ROOT / "k8s-tests")]
+
+from benchmarks.systems import machine, report  # noqa: E402
+from benchmarks.systems.base import Prompt, Running, System, UnavailableError  # noqa: E402
+from benchmarks.systems.measure import (  # noqa: E402
+    IDLE_PROMPT,
+    IDLE_RUNS,
+    PREFILL_PROMPT,
+    PREFILL_RUNS,
+    FailedError,
+    Shape,
+    idle_seconds,
+    measure,
+    warm_up,
+)
+from benchmarks.systems.prompts import encoder, make_prompts  # noqa: E402
+from benchmarks.systems.triton import OurTriton, Tutorial  # noqa: E402
+from benchmarks.systems.workers import Engine  # noqa: E402
+
+from support.models import LocalModel, ensure_smollm2  # noqa: E402
+
+SYSTEMS = ("ours", "engine", "tutorial")
+START = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Print progress with the elapsed time."""
+    print(f"{time.monotonic() - START:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+def systems(name: str, *, model: LocalModel, clients: int, longest: int) -> list[System]:
+    """Return what a name of the command line stands for."""
+    room: dict[str, Any] = {"model": model, "clients": clients, "longest": longest}
+    made: dict[str, Callable[[], list[System]]] = {
+        "ours": lambda: [OurTriton(streams=False, **room), OurTriton(streams=True, **room)],
+        "engine": lambda: [Engine(**room)],
+        "tutorial": lambda: [Tutorial(model=model)],
+    }
+    return made[name]()
+
+
+class Bench:
+    """Measures systems and keeps what was found, also when it is broken off."""
+
+    def __init__(self, options: argparse.Namespace, model: LocalModel) -> None:
+        """Prepare prompts and rows."""
+        self._options = options
+        self._encode = _encoder(model)
+        self._end = START + 60 * options.minutes
+        self.machine = machine.describe()
+        self.bandwidth: list[float] = []
+        self.weights = (model.folder / "model.safetensors").stat().st_size
+        self.rows: dict[str, report.Row] = {}
+
+    def prompts(self, count: int, length: int, seed: str) -> list[Prompt]:
+        """Prompts that differ from all others of this run."""
+        return make_prompts(self._encode, count, length=length, seed=seed)
+
+    def sweep(self) -> None:
+        """Measure the memory."""
+        self.bandwidth += machine.read_bandwidth(threads=int(str(self.machine["cores"])))
+        say(f"memory: {max(self.bandwidth) / 1e9:.1f} GB/s at best, limit {self.limit:.0f} tok/s")
+
+    @property
+    def limit(self) -> float:
+        """Most tokens per second of one client whose weights are read once for each token."""
+        return max(self.bandwidth, default=0.0) / self.weights
+
+    def prepare(self, system: System) -> bool:
+        """Make a row and prepare; False when the system cannot be had."""
+        row = report.Row(name=system.name, precision=system.precision, settings=system.settings)
+        self.rows[system.name] = row
+        say(f"{system.name}: preparing")
+        try:
+            system.prepare(install=self._options.install)
+        except UnavailableError as error:
+            row.fault = str(error)
+            say(f"{system.name}: {error}")
+        return not row.fault
+
+    def visit(self, system: System, shape: Shape) -> None:
+        """Start a system, measure one shape, end it; a failure is noted in its row."""
+        row = self.rows[system.name]
+        if time.monotonic() > self._end:
+            row.fault = row.fault or f"the time was up before {shape}"
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix="peers-") as name:
+                start = time.perf_counter()
+                with system.running(Path(name)) as running:
+                    row.starts.append(time.perf_counter() - start)
+                    say(f"{system.name}: ready in {row.starts[-1]:.1f} s")
+                    self._measure(system, running, row, shape)
+        except (UnavailableError, FailedError) as error:
+            row.fault = f"{shape}: {error}"
+            say(f"{system.name}: FAILED: {error}")
+
+    def _measure(self, system: System, running: Running, row: report.Row, shape: Shape) -> None:
+        warm_up(running, self.prompts, clients=1 if system.serial else max(self._options.clients))
+        if not row.idle_first_token:
+            idle = functools.partial(idle_seconds, running, self.prompts)
+            row.idle_first_token = idle(length=IDLE_PROMPT, runs=IDLE_RUNS)
+            row.prefill_first_token = idle(length=PREFILL_PROMPT, runs=PREFILL_RUNS)
+        cells = row.cells.setdefault(str(shape), {})
+        for clients in self._options.clients:
+            cells[clients] = measure(
+                running,
+                self.prompts,
+                shape,
+                clients=clients,
+                serial=system.serial,
+                runs=self._options.repeats,
+            )
+            speeds = [run.tokens_per_second for run in cells[clients]]
+            say(f"{system.name}: {shape} c={clients}: {statistics.median(speeds):.1f} tok/s")
+        used = machine.session_bytes(running.session)
+        row.memory_bytes = max(row.memory_bytes or 0, used)
+
+    def save(self) -> None:
+        """Write what is known so far."""
+        if out := self._options.out:
+            document = {
+                "machine": self.machine,
+                "bandwidth_bytes_per_second": self.bandwidth,
+                "weights_bytes": self.weights,
+                "limit_tokens_per_second": self.limit,
+                "command": " ".join(sys.argv[1:]),
+                "systems": [dataclasses.asdict(row) for row in self.rows.values()],
+            }
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            report.draw(list(self.rows.values()), out.with_suffix(".png"), limit=self.limit)
+
+    def show(self) -> None:
+        """Print the tables."""
+        rows = list(self.rows.values())
+        for shape in map(str, self._options.shapes):
+            print(f"\nTokens of answers per second, {shape} (x: ours, infer / this one)\n")
+            print(report.speed_table(rows, shape, limit=self.limit))
+        print(f"\nBesides ({self._options.shapes[0]})\n")
+        print(report.other_table(rows, str(self._options.shapes[0])))
+        print("".join(f"\n{line}" for line in report.fault_lines(rows)))
+
+
+def _encoder(model: LocalModel) -> Callable[[str, str], tuple[int, ...]]:
+    from transformers import AutoTokenizer
+
+    return encoder(AutoTokenizer.from_pretrained(model.folder))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--shapes", nargs="+", type=Shape.parse, default=[Shape.parse("64/64")])
+    parser.add_argument("--clients", type=int, nargs="+", default=[16, 1, 32, 4])
+    parser.add_argument("--repeats", type=int, default=3, help="runs for median and spread")
+    parser.add_argument("--minutes", type=float, default=60, help="start nothing new after this")
+    parser.add_argument("--install", action="store_true", help="fetch and build what is missing")
+    parser.add_argument("--out", type=Path, help="JSON file for all results; a .png beside it")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure and print; 1 when our own system failed."""
+    options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs is ended then, too
+    model = ensure_smollm2()
+    longest = max(PREFILL_PROMPT + 1, *(s.prompt + s.answer for s in options.shapes)) + 1
+    room = max(options.clients)
+    named = [
+        system
+        for name in options.systems
+        for system in systems(name, model=model, clients=room, longest=longest)
+    ]
+    bench = Bench(options, model)
+    bench.sweep()
+    ready = [system for system in named if bench.prepare(system)]
+    for shape in options.shapes:
+        for system in ready:
+            bench.visit(system, shape)
+            bench.save()
+    bench.sweep()
+    bench.save()
+    bench.show()
+    return any(row.fault for row in bench.rows.values() if row.name == report.OURS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

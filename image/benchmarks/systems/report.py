@@ -1,0 +1,157 @@
+"""The tables and the plot of what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from pathlib import Path
+
+from benchmarks.systems.measure import Run
+
+OURS = "ours, infer"
+NONE = "-"
+Cells = dict[str, dict[int, list[Run]]]  # by shape and clients
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row:
+    """What is known of one system; seconds and bytes."""
+
+    name: str
+    precision: str
+    settings: str
+    fault: str = ""
+    starts: list[float] = dataclasses.field(default_factory=list)
+    memory_bytes: int | None = None
+    idle_first_token: list[float] = dataclasses.field(default_factory=list)
+    prefill_first_token: list[float] = dataclasses.field(default_factory=list)
+    cells: Cells = dataclasses.field(default_factory=dict)
+
+
+def ratio(ours: list[Run] | None, peer: list[Run] | None) -> float | None:
+    """How many times faster ours is, by medians; None where one is missing."""
+    if not ours or not peer:
+        return None
+    return _speed(ours) / _speed(peer)
+
+
+def speed_table(rows: list[Row], shape: str, *, limit: float) -> str:
+    """Tokens per second of one shape as a Markdown table.
+
+    Args:
+        rows: The systems; `OURS` is what the others are compared with.
+        shape: Which shape.
+        limit: Most tokens per second that the memory allows one client in bf16.
+    """
+    clients = list(dict.fromkeys(c for row in rows for c in row.cells.get(shape, {})))
+    ours = next((row.cells.get(shape, {}) for row in rows if row.name == OURS), {})
+    head = ["system", "precision", *(f"c={count}" for count in sorted(clients))]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in rows:
+        cells = row.cells.get(shape, {})
+        if not cells:
+            continue
+        texts = [_cell(ours.get(c), cells.get(c), row.name) for c in sorted(clients)]
+        lines.append(_line([row.name, row.precision, *texts]))
+    if 1 in clients:
+        lines.append(_line(["memory's limit", "bf16", f"{limit:.0f}", *[""] * (len(clients) - 1)]))
+    return "\n".join(lines)
+
+
+def _cell(ours: list[Run] | None, runs: list[Run] | None, name: str) -> str:
+    if not runs:
+        return NONE
+    speeds = [run.tokens_per_second for run in runs]
+    text = f"{_speed(runs):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
+    found = None if name == OURS else ratio(ours, runs)
+    return text if found is None else f"{text} x{found:.2f}"
+
+
+def other_table(rows: list[Row], shape: str) -> str:
+    """Start, memory, first token and gaps between tokens as a Markdown table."""
+    clients = sorted({count for row in rows for count in row.cells.get(shape, {})})
+    head = ["system", "start s", "memory MB", "first token ms", "prefill tok/s"]
+    head += [f"gap p50 / p99 ms, c={count}" for count in clients]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in rows:
+        if not row.starts:
+            continue
+        lines.append(_line([row.name, *_other(row), *(_gaps(row, shape, c) for c in clients)]))
+    return "\n".join(lines)
+
+
+def _other(row: Row) -> list[str]:
+    return [
+        f"{statistics.median(row.starts):.1f}",
+        f"{row.memory_bytes / 1e6:.0f}" if row.memory_bytes else NONE,
+        f"{1000 * statistics.median(row.idle_first_token):.0f}" if row.idle_first_token else NONE,
+        f"{prefill_speed(row):.0f}" if row.prefill_first_token else NONE,
+    ]
+
+
+def prefill_speed(row: Row, *, length: int = 1000) -> float:
+    """Tokens of a long prompt per second until its first token."""
+    return length / statistics.median(row.prefill_first_token)
+
+
+def _gaps(row: Row, shape: str, clients: int) -> str:
+    runs = row.cells.get(shape, {}).get(clients, [])
+    found = [(run.inter_token_p50, run.inter_token_p99) for run in runs]
+    pairs = [(p50, p99) for p50, p99 in found if p50 is not None and p99 is not None]
+    if not pairs:
+        return NONE
+    middle, high = (statistics.median(pair[index] for pair in pairs) for index in (0, 1))
+    return f"{1000 * middle:.0f} / {1000 * high:.0f}"
+
+
+def fault_lines(rows: list[Row]) -> list[str]:
+    """One line for each system that could not be measured, or not to its end."""
+    return [f"{row.name}: {row.fault}" for row in rows if row.fault]
+
+
+def draw(rows: list[Row], path: Path, *, limit: float) -> None:
+    """Draw tokens per second by clients, a panel for each shape."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shapes = list(dict.fromkeys(shape for row in rows for shape in row.cells))
+    if not shapes:
+        return
+    figure, panels = pyplot.subplots(
+        1, len(shapes), figsize=(5.5 * len(shapes), 4.5), squeeze=False, layout="constrained"
+    )
+    for panel, shape in zip(panels[0], shapes, strict=True):
+        for row in rows:
+            points = sorted(row.cells.get(shape, {}).items())
+            if points:
+                speeds = [_speed(runs) for _, runs in points]
+                ours = row.name.startswith("ours")
+                panel.plot(
+                    [count for count, _ in points],
+                    speeds,
+                    marker="o",
+                    linewidth=2.2 if ours else 1.2,
+                    linestyle="-" if ours else "--",
+                    label=f"{row.name} ({row.precision})",
+                )
+        panel.axhline(limit, color="grey", linewidth=0.8, label="memory's limit for c=1, bf16")
+        counts = sorted({count for row in rows for count in row.cells.get(shape, {})})
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(counts, [str(count) for count in counts])
+        panel.set(xlabel="clients", ylabel="tokens of answers per second")
+        panel.set_title(f"{shape} tokens (prompt/answer)")
+        panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _speed(runs: list[Run]) -> float:
+    return statistics.median(run.tokens_per_second for run in runs)
+
+
+def _line(texts: list[str]) -> str:
+    return f"| {' | '.join(texts)} |"
