@@ -73,11 +73,12 @@ faults: venv ## Every fault on the cluster of `make up` (about 40 min), and a ta
 	@$(PY) -m faults.results
 
 .PHONY: scale
-scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (about 50 min)
+scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (about 50 min), and a table
 	@$(PY) -m cluster up --with=monitoring --with=keda
 	@$(PY) -m scaling.fleet --scaler hpa --out results/scale/hpa
 	@$(PY) -m scaling.fleet --scaler keda --out results/scale/keda
 	@$(PY) -m scaling.fleet --scaler hpa --sync 5 --out results/scale/hpa-sync-5
+	@$(PY) -m scaling.results results/scale/hpa results/scale/keda results/scale/hpa-sync-5
 
 .PHONY: bench
 bench: venv ## Measure the load test itself: its error, its agreement with other clients, its limit
