@@ -105,6 +105,21 @@ def test_the_value_of_the_closed_apis_header_is_not_in_the_pod() -> None:
         assert f"{flag}={closed}:triton-admin-key=$(TRITON_ADMIN_KEY)" in manifest.server["args"]
 
 
+def test_an_api_key_closes_inference_and_is_in_no_pod() -> None:
+    manifest = render({"server": {"apiKey": {"existingSecret": "keys", "header": "x-key"}}})
+    expected = {"secretKeyRef": {"name": "keys", "key": "api-key"}}
+    test = manifest.one("Pod")["spec"]["containers"][0]
+    for container, variable in ((manifest.server, "TRITON_API_KEY"), (test, "API_KEY")):
+        env = {entry["name"]: entry for entry in container["env"]}
+        assert env[variable]["valueFrom"] == expected
+    for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
+        assert f"{flag}=inference:x-key=$(TRITON_API_KEY)" in manifest.server["args"]
+
+
+def test_without_an_api_key_inference_is_open() -> None:
+    assert not [word for word in render().server["args"] if "inference" in word]
+
+
 def test_closed_apis_can_be_opened() -> None:
     manifest = render({"server": {"restrictedApis": {"enabled": False}}})
     assert manifest.all("Secret") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,17 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from chart.rendering import CHART, Manifest, render
 from triton_hf.embedded import Server, running_server
 
 pytestmark = [pytest.mark.chart, pytest.mark.triton]
 HEADER = "opened"
+KEY = "a-client"
+CLOSED = {"server": {"apiKey": {"existingSecret": "keys"}}}
 
 
-def manifest() -> Manifest:
-    return render(file=CHART / "ci" / "embedded-values.yaml")
+def manifest(values: dict[str, Any] | None = None) -> Manifest:
+    return render(values, file=CHART / "ci" / "embedded-values.yaml")
 
 
 def words(arguments: list[str], store: Path) -> list[str]:
@@ -32,6 +38,7 @@ def words(arguments: list[str], store: Path) -> list[str]:
         word.replace("/etc/triton-hf/models.json", str(spec))
         .replace("=/models", f"={store}")
         .replace("$(TRITON_ADMIN_KEY)", HEADER)
+        .replace("$(TRITON_API_KEY)", KEY)
         for word in arguments
     ]
 
@@ -58,12 +65,25 @@ def filled_store(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A tritonserver of the oldest supported version, started as the Deployment does."""
-    folder = tmp_path_factory.mktemp("chart")
+    with serving(manifest(), tmp_path_factory.mktemp("chart")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same with an API key."""
+    with serving(manifest(CLOSED), tmp_path_factory.mktemp("closed")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def serving(rendered: Manifest, folder: Path) -> Iterator[Server]:
+    """Run tritonserver with the command line of the Deployment."""
     store = filled_store(folder)
     # Ports and time-outs are the test's own.
     given = [
         word
-        for word in words(manifest().server["args"][1:], store)
+        for word in words(rendered.server["args"][1:], store)
         if not word.startswith(("--http-port", "--grpc-port", "--metrics-port", "--exit-timeout"))
     ]
     environment = {"TRITON_HF_STORE": str(store), "HF_HUB_OFFLINE": "1"}
@@ -134,6 +154,39 @@ def test_a_closed_api_wants_the_header(server: Server, path: str) -> None:
     body: dict[str, str] | None = {} if path == "/v2/repository/index" else None
     assert call(server, path, body)[0] == 403
     assert call(server, path, body, **{"triton-admin-key": HEADER})[0] == 200
+
+
+@pytest.mark.parametrize("path", ["simulated/generate", "simulated_stream/generate_stream"])
+def test_with_an_api_key_nobody_else_is_answered(closed: Server, path: str) -> None:
+    body = {"user_message": "Why?", "max_tokens": 2}
+    assert call(closed, f"/v2/models/{path}", body)[0] == 403
+    assert call(closed, f"/v2/models/{path}", body, **{"x-api-key": "guessed"})[0] == 403
+    assert call(closed, f"/v2/models/{path}", body, **{"x-api-key": KEY})[0] == 200
+    assert closed.ready()
+
+
+def test_with_an_api_key_grpc_wants_it_too(closed: Server) -> None:
+    text = np.array([[b"Why?"]], dtype=np.object_)
+    tensor = grpcclient.InferInput("user_message", text.shape, "BYTES")
+    tensor.set_data_from_numpy(text)
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{closed.ports.grpc}") as client:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.infer("simulated", [tensor])
+        headers = {"triton-grpc-protocol-x-api-key": KEY}
+        assert client.infer("simulated", [tensor], headers=headers).as_numpy("text_output").size
+
+
+def test_the_helm_test_brings_the_api_key(closed: Server) -> None:
+    script = (CHART / "files" / "ask.py").read_text()
+    (container,) = manifest(CLOSED).one("Pod")["spec"]["containers"]
+    names = {entry["name"] for entry in container["env"]}
+    assert names == {"API_KEY", "API_KEY_HEADER"}
+    (header,) = (e["value"] for e in container["env"] if e["name"] == "API_KEY_HEADER")
+    words = [sys.executable, "-c", script, closed.url, "60", "simulated"]
+    for key, code in ((KEY, 0), ("guessed", 1)):
+        environment = {**os.environ, "API_KEY": key, "API_KEY_HEADER": header}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
 
 
 def test_loading_a_model_is_refused_even_with_the_header(server: Server) -> None:

@@ -49,6 +49,15 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"server": {"restrictedApis": {"categories": ["health"]}}},
         "holds health",
     ),
+    "inference closed twice": (
+        {
+            "server": {
+                "restrictedApis": {"categories": ["inference"]},
+                "apiKey": {"existingSecret": "keys"},
+            }
+        },
+        "server.apiKey closes already: remove it there",
+    ),
 }
 
 

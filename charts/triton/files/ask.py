@@ -1,9 +1,11 @@
 """`helm test`: each model is ready, answers one question whole and one as a stream of tokens.
 
-Usage: ask.py URL TIMEOUT MODEL...; exit code 1 with one sentence when a model does not.
+Usage: ask.py URL TIMEOUT MODEL...; exit code 1 with one sentence when a model does not. Where
+clients need an API key, API_KEY is the key and API_KEY_HEADER the name of its header.
 """
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -17,7 +19,7 @@ POLICY_SECONDS = 30
 def call(path, body=None):
     """Return the text of the answer to one request."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data=data)
+    request = urllib.request.Request(url + path, data=data, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return response.read().decode()
@@ -60,6 +62,9 @@ def ask_stream(model):
 
 
 url, timeout = sys.argv[1], float(sys.argv[2])
+headers = {}
+if "API_KEY" in os.environ:
+    headers[os.environ["API_KEY_HEADER"]] = os.environ["API_KEY"]
 for name in sys.argv[3:]:
     reach(f"/v2/models/{name}/ready")
     call(f"/v2/models/{name}/ready")

@@ -76,6 +76,15 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- end -}}
 {{- end -}}
 
+{{/* Where the API key of the clients is, as YAML of an environment variable; empty without one. */}}
+{{- define "triton.apiKeyRef" -}}
+{{- with .Values.server.apiKey -}}
+{{- if .existingSecret -}}
+{{- dict "valueFrom" (dict "secretKeyRef" (dict "name" .existingSecret "key" .key)) | toYaml -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Name of the Secret with the value of the restricted APIs' header. */}}
 {{- define "triton.adminSecretName" -}}
 {{- .Values.server.restrictedApis.existingSecret | default (printf "%s-admin" (include "triton.fullname" .)) -}}

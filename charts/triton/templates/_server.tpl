@@ -46,6 +46,13 @@ out by image.tritonVersion (with the version that brought each), because an unkn
 - --grpc-restricted-protocol={{ $closed }}
 {{- end }}
 {{- end }}
+{{- if $server.apiKey.existingSecret }}
+{{- $closed := printf "inference:%s=$(TRITON_API_KEY)" $server.apiKey.header }}
+- --http-restricted-api={{ $closed }}
+{{- if .Values.grpc.enabled }}
+- --grpc-restricted-protocol={{ $closed }}
+{{- end }}
+{{- end }}
 {{- with $server.extraArgs }}
 {{ toYaml . }}
 {{- end }}
@@ -65,6 +72,9 @@ out by image.tritonVersion (with the version that brought each), because an unkn
 {{- if and $apis.enabled $apis.categories -}}
 {{- $ref := dict "name" (include "triton.adminSecretName" .) "key" $apis.key -}}
 {{- $_ := set $env "TRITON_ADMIN_KEY" (dict "valueFrom" (dict "secretKeyRef" $ref)) -}}
+{{- end -}}
+{{- with include "triton.apiKeyRef" . -}}
+{{- $_ := set $env "TRITON_API_KEY" (fromYaml .) -}}
 {{- end -}}
 {{- include "triton.env" (merge (dict) .Values.extraEnv $env) -}}
 {{- end -}}

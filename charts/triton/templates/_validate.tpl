@@ -102,5 +102,9 @@ at once. Fails the render, or gives nothing.
 {{- $faults = append $faults (print "server.restrictedApis.categories holds health, which probes "
     "and gateways need open: remove it.") -}}
 {{- end -}}
+{{- if and .Values.server.apiKey.existingSecret (has "inference" .Values.server.restrictedApis.categories) -}}
+{{- $faults = append $faults (print "server.restrictedApis.categories holds inference, which "
+    "server.apiKey closes already: remove it there.") -}}
+{{- end -}}
 {{- $faults | toJson -}}
 {{- end -}}
