@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT / "image"), str(ROOT / "k8s-tests")]
 
 from benchmarks.systems import machine, report  # noqa: E402
 from benchmarks.systems.base import Prompt, Running, System, UnavailableError  # noqa: E402
+from benchmarks.systems.llama_cpp import LlamaCpp  # noqa: E402
 from benchmarks.systems.measure import (  # noqa: E402
     IDLE_PROMPT,
     IDLE_RUNS,
@@ -41,11 +42,12 @@ from benchmarks.systems.measure import (  # noqa: E402
 )
 from benchmarks.systems.prompts import encoder, make_prompts  # noqa: E402
 from benchmarks.systems.triton import OurTriton, Tutorial  # noqa: E402
-from benchmarks.systems.workers import Engine  # noqa: E402
+from benchmarks.systems.vllm_cpu import VllmCpu  # noqa: E402
+from benchmarks.systems.workers import ContinuousBatching, Engine, OpenVino  # noqa: E402
 
 from support.models import LocalModel, ensure_smollm2  # noqa: E402
 
-SYSTEMS = ("ours", "engine", "tutorial")
+SYSTEMS = ("ours", "engine", "llama.cpp", "openvino", "transformers-cb", "tutorial", "vllm")
 START = time.monotonic()
 
 
@@ -60,7 +62,11 @@ def systems(name: str, *, model: LocalModel, clients: int, longest: int) -> list
     made: dict[str, Callable[[], list[System]]] = {
         "ours": lambda: [OurTriton(streams=False, **room), OurTriton(streams=True, **room)],
         "engine": lambda: [Engine(**room)],
+        "llama.cpp": lambda: [LlamaCpp(kind=kind, **room) for kind in ("bf16", "q8_0")],
+        "openvino": lambda: [OpenVino(kind=kind, **room) for kind in ("f16", "q8_0")],
+        "transformers-cb": lambda: [ContinuousBatching(**room)],
         "tutorial": lambda: [Tutorial(model=model)],
+        "vllm": lambda: [VllmCpu(**room)],
     }
     return made[name]()
 

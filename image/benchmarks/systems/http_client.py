@@ -94,7 +94,7 @@ async def _read_stream(lines: AsyncIterator[bytes], start: float) -> Answer:
     events: list[tuple[float, int]] = []
     prompt = None
     async for line in lines:
-        if not line.startswith(b"data:"):
+        if not line.startswith(b"data:") or line.startswith(b"data: [DONE]"):
             continue
         now, made = time.perf_counter(), _MADE.search(line)
         if made is None:

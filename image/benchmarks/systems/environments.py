@@ -1,0 +1,52 @@
+"""What peers need beside this project's own packages: environments and sources in its cache."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.systems.base import UnavailableError
+
+from triton_hf.embedded import cache_root
+
+_PIP = ("install", "--quiet", "--no-cache-dir", "--disable-pip-version-check")
+
+
+def cached(name: str) -> Path:
+    """Where something of this name lives in the project's cache."""
+    return cache_root() / "peers" / name
+
+
+def environment(name: str, requirements: Sequence[str], *, install: bool) -> Path:
+    """Return the Python of an environment with these requirements; made when it is missing.
+
+    Raises:
+        UnavailableError: It is not there and may not or cannot be installed.
+    """
+    major, minor, _ = platform.python_version_tuple()
+    place = cached(f"{name}-python{major}.{minor}")
+    complete, python = place / ".complete", place / "bin" / "python"
+    if complete.exists():
+        return python
+    if not install:
+        raise UnavailableError(f"{' '.join(requirements)} is not installed; --install does it")
+    run([sys.executable, "-m", "venv", "--clear", str(place)], "venv")
+    run([str(python), "-m", "pip", *_PIP, *requirements], f"pip install {' '.join(requirements)}")
+    complete.touch()
+    return python
+
+
+def run(command: Sequence[str], what: str) -> None:
+    """Run a command whose output matters only when it fails.
+
+    Raises:
+        UnavailableError: It failed; the text holds its last line.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["nothing"]
+        raise UnavailableError(f"{what} failed: {errors[-1].strip()[:300]}")
