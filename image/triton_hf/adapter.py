@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 
 from triton_hf.answers import Answer, Service, error_code
 from triton_hf.engine import Engine, Job
-from triton_hf.errors import EngineError, TritonHFError
+from triton_hf.errors import EngineError, RequestError, TritonHFError
 from triton_hf.health import Heartbeat, heartbeat_path
 from triton_hf.metrics import Metrics, TritonPublisher
 from triton_hf.responder import Responder
@@ -69,9 +69,7 @@ class TextModel:
             except TritonHFError as error:
                 sender.send(error_response(error), last=True)
             except Exception as error:  # a fault of ours must not take the model down
-                print(f"request failed: {error!r}", file=sys.stderr, flush=True)
-                fault = EngineError("the server failed on this request; see its log")
-                sender.send(error_response(fault), last=True)
+                sender.send(unexpected(error), last=True)
 
     def finalize(self) -> None:
         """Stop in good order."""
@@ -90,7 +88,7 @@ class TextModel:
 
         # The jobs may be done before submit returns: then the watch is told last, in vain, and
         # drops the ticket at its next look because all jobs are finished.
-        jobs = self._service.submit_whole(read_inputs(request), request.parameters(), done)
+        jobs = self._service.submit_whole(read_inputs(request), read_parameters(request), done)
         self._watch.add(ticket, sender, jobs)
 
 
@@ -115,6 +113,24 @@ def read_inputs(request: Any) -> dict[str, list[bytes] | None]:
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         rows[name] = None if tensor is None else [bytes(x) for x in tensor.as_numpy().reshape(-1)]
     return rows
+
+
+def read_parameters(request: Any) -> str:
+    """Return the parameters of a request as JSON.
+
+    Raises:
+        RequestError: They are no text.
+    """
+    try:
+        return str(request.parameters())
+    except UnicodeDecodeError:
+        raise RequestError("the names and texts in 'parameters' must be UTF-8") from None
+
+
+def unexpected(error: Exception) -> Any:
+    """Write a fault of ours to the log, cut, because a client may be in it; return its response."""
+    print(f"request failed: {error!r:.500}", file=sys.stderr, flush=True)
+    return error_response(EngineError("the server failed on this request; see its log"))
 
 
 def text_response(answers: Sequence[Answer]) -> Any:

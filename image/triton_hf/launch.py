@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from triton_hf.errors import SettingsError
 from triton_hf.pbtxt import STREAM_SUFFIX, read_config, stream_config, string_parameters
 from triton_hf.runtime import runtime_dir
 
+STACK_BYTES = 256 * 1024 * 1024
 STREAM_MODEL = '''"""Streams the tokens of the model that config.pbtxt names."""
 
 from triton_hf.stream_adapter import StreamModel as TritonPythonModel  # noqa: F401
@@ -56,12 +58,26 @@ def run_tritonserver(arguments: Sequence[str]) -> None:
     if binary is None:
         raise SettingsError("tritonserver is not on PATH; run this inside the image")
     apply_cpu_limits()
+    raise_stack_limit()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # logs are lines
     command = [binary, *arguments, *derive_arguments(arguments)]
     print(f"triton-hf: exec {binary} with {len(command) - 1} arguments", file=sys.stderr)
     sys.stderr.flush()
     os.execv(binary, command)  # noqa: S606
+
+
+def raise_stack_limit() -> None:
+    """Let threads of the program that is started next have larger stacks, where that is allowed.
+
+    A thread's stack takes as much of the limit as it has touched. Triton 2.51 reads JSON by
+    recursion and puts 16 bytes for each chunk of a chunked body on the stack: with the usual 8 MiB,
+    33,000 brackets (66 kB) or 500,000 chunks end it with signal 11.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 def _values(arguments: Sequence[str], flag: str) -> Iterator[str]:

@@ -21,7 +21,9 @@ from triton_hf.adapter import (
     FINAL,
     coded_error,
     read_inputs,
+    read_parameters,
     text_response,
+    unexpected,
 )
 from triton_hf.answers import Answer
 from triton_hf.errors import RequestError
@@ -61,6 +63,8 @@ class StreamModel:
             except OSError:
                 text = f"model '{self._model}' is not running; see the log of the server"
                 sender.send(coded_error(text, "UNAVAILABLE"), last=True)
+            except Exception as error:  # a fault of ours must not take the streams down
+                sender.send(unexpected(error), last=True)
 
     def finalize(self) -> None:
         """Close the line; the model cancels what is open."""
@@ -73,7 +77,7 @@ class StreamModel:
         self._heartbeat.remove()
 
     def _pass_on(self, request: Any, sender: Responder) -> None:
-        parameters = request.parameters()
+        parameters = read_parameters(request)
         message = {
             "id": next(self._numbers),
             "inputs": {
