@@ -87,6 +87,17 @@ def test_a_body_that_is_no_request_is_refused_with_a_sentence(
     assert answer["error"]
 
 
+@pytest.mark.parametrize("path", ["quick/infer", "quick_stream/generate_stream"])
+def test_parameters_that_are_no_utf8_are_refused_with_400(simulated: Client, path: str) -> None:
+    text = b'"x\xffy": 1'
+    whole = b'{"inputs": [{"name": "user_message", "datatype": "BYTES", "shape": [1, 1], '
+    whole += b'"data": ["a b"]}], "parameters": {' + text + b"}}"
+    stream = b'{"user_message": "a b", ' + text + b"}"
+    body = whole if path.endswith("infer") else stream
+    status, answer = simulated.post(f"/v2/models/{path}", body)
+    assert (status, "must be UTF-8" in answer["error"]) == (400, True), answer
+
+
 def test_two_rows_on_the_companion_are_refused(simulated: Client) -> None:
     body = {"inputs": tensor(shape=[2, 1], data=["a", "b"])["inputs"]}
     status, answer = simulated.post("/v2/models/quick_stream/generate_stream", body)
