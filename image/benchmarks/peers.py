@@ -2,10 +2,10 @@
 
     python image/benchmarks/peers.py --install --systems ours tutorial llama.cpp openvino
 
-Each system is started alone, measured and ended; one that cannot run is a line that says why. A
-run sends two requests for each client and verifies that every answer has as many tokens as were
-asked for. The client is a process of its own on the same cores. Progress goes to standard error,
-tables to standard output, all numbers to --out with a plot beside it.
+Each system is started alone, measured and ended; one that cannot run is a line that says why. Each
+run verifies that every answer has as many tokens as were asked for. The client is a process of
+its own on the same cores. Progress goes to standard error, tables to standard output, all numbers
+to --out, with the tables and a plot beside it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ from benchmarks.systems.workers import ContinuousBatching, Engine, OpenVino  # n
 from support.models import LocalModel, ensure_smollm2  # noqa: E402
 
 SYSTEMS = ("ours", "engine", "llama.cpp", "openvino", "transformers-cb", "tutorial", "vllm")
+SYSTEMS += ("llama.cpp-q8_0", "openvino-q8_0")
+SHAPES = [Shape.parse(text) for text in ("64/64", "128/128", "1000/64")]
 START = time.monotonic()
 
 
@@ -62,8 +64,10 @@ def systems(name: str, *, model: LocalModel, clients: int, longest: int) -> list
     made: dict[str, Callable[[], list[System]]] = {
         "ours": lambda: [OurTriton(streams=False, **room), OurTriton(streams=True, **room)],
         "engine": lambda: [Engine(**room)],
-        "llama.cpp": lambda: [LlamaCpp(kind=kind, **room) for kind in ("bf16", "q8_0")],
-        "openvino": lambda: [OpenVino(kind=kind, **room) for kind in ("f16", "q8_0")],
+        "llama.cpp": lambda: [LlamaCpp(kind="bf16", **room)],
+        "llama.cpp-q8_0": lambda: [LlamaCpp(kind="q8_0", **room)],
+        "openvino": lambda: [OpenVino(kind="f16", **room)],
+        "openvino-q8_0": lambda: [OpenVino(kind="q8_0", **room)],
         "transformers-cb": lambda: [ContinuousBatching(**room)],
         "tutorial": lambda: [Tutorial(model=model)],
         "vllm": lambda: [VllmCpu(**room)],
@@ -113,7 +117,7 @@ class Bench:
     def visit(self, system: System, shape: Shape) -> None:
         """Start a system, measure one shape, end it; a failure is noted in its row."""
         row = self.rows[system.name]
-        if time.monotonic() > self._end:
+        if self._late():
             row.fault = row.fault or f"the time was up before {shape}"
             return
         try:
@@ -127,6 +131,9 @@ class Bench:
             row.fault = f"{shape}: {error}"
             say(f"{system.name}: FAILED: {error}")
 
+    def _late(self) -> bool:
+        return time.monotonic() > self._end
+
     def _measure(self, system: System, running: Running, row: report.Row, shape: Shape) -> None:
         warm_up(running, self.prompts, clients=1 if system.serial else max(self._options.clients))
         if not row.idle_first_token:
@@ -134,7 +141,11 @@ class Bench:
             row.idle_first_token = idle(length=IDLE_PROMPT, runs=IDLE_RUNS)
             row.prefill_first_token = idle(length=PREFILL_PROMPT, runs=PREFILL_RUNS)
         cells = row.cells.setdefault(str(shape), {})
-        for clients in self._options.clients:
+        first = shape == self._options.shapes[0]
+        for clients in self._options.clients if first else self._options.rest_clients:
+            if self._late():
+                row.fault = f"the time was up before {shape} c={clients}"
+                break
             cells[clients] = measure(
                 running,
                 self.prompts,
@@ -142,6 +153,7 @@ class Bench:
                 clients=clients,
                 serial=system.serial,
                 runs=self._options.repeats,
+                seconds=self._options.cell_seconds,
             )
             speeds = [run.tokens_per_second for run in cells[clients]]
             say(f"{system.name}: {shape} c={clients}: {statistics.median(speeds):.1f} tok/s")
@@ -161,17 +173,13 @@ class Bench:
             }
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            out.with_suffix(".md").write_text(self.tables(), encoding="utf-8")
             report.draw(list(self.rows.values()), out.with_suffix(".png"), limit=self.limit)
 
-    def show(self) -> None:
-        """Print the tables."""
-        rows = list(self.rows.values())
-        for shape in map(str, self._options.shapes):
-            print(f"\nTokens of answers per second, {shape} (x: ours, infer / this one)\n")
-            print(report.speed_table(rows, shape, limit=self.limit))
-        print(f"\nBesides ({self._options.shapes[0]})\n")
-        print(report.other_table(rows, str(self._options.shapes[0])))
-        print("".join(f"\n{line}" for line in report.fault_lines(rows)))
+    def tables(self) -> str:
+        """All tables as Markdown."""
+        best = max(self.bandwidth, default=0.0)
+        return report.document(list(self.rows.values()), limit=self.limit, bandwidth=best)
 
 
 def _encoder(model: LocalModel) -> Callable[[str, str], tuple[int, ...]]:
@@ -184,9 +192,15 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
-    parser.add_argument("--shapes", nargs="+", type=Shape.parse, default=[Shape.parse("64/64")])
-    parser.add_argument("--clients", type=int, nargs="+", default=[16, 1, 32, 4])
+    parser.add_argument("--shapes", nargs="+", type=Shape.parse, default=SHAPES)
+    parser.add_argument("--clients", type=int, nargs="+", default=[16, 1, 32, 8, 4])
+    parser.add_argument(
+        "--rest-clients", type=int, nargs="+", default=[16, 1], help="of shapes after the first"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs for median and spread")
+    parser.add_argument(
+        "--cell-seconds", type=float, default=15, help="no further repeat begins after this"
+    )
     parser.add_argument("--minutes", type=float, default=60, help="start nothing new after this")
     parser.add_argument("--install", action="store_true", help="fetch and build what is missing")
     parser.add_argument("--out", type=Path, help="JSON file for all results; a .png beside it")
@@ -214,7 +228,7 @@ def main() -> int:
             bench.save()
     bench.sweep()
     bench.save()
-    bench.show()
+    print(bench.tables())
     return any(row.fault for row in bench.rows.values() if row.name == report.OURS)
 
 

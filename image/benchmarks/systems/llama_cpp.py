@@ -35,8 +35,15 @@ _BY_FLAG = {
     "avx_vnni": "GGML_AVX_VNNI",
 }
 _AMX = ("GGML_AMX_TILE", "GGML_AMX_INT8", "GGML_AMX_BF16")
-_OFF = ("GGML_NATIVE", "BUILD_SHARED_LIBS", "LLAMA_OPENSSL")
-_OFF += ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP", "LLAMA_USE_PREBUILT_UI")
+_OFF = (
+    "GGML_NATIVE",
+    "BUILD_SHARED_LIBS",
+    "LLAMA_OPENSSL",
+    "LLAMA_BUILD_TESTS",
+    "LLAMA_BUILD_EXAMPLES",
+    "LLAMA_BUILD_APP",
+    "LLAMA_USE_PREBUILT_UI",
+)
 _PIP = ("--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check")
 
 

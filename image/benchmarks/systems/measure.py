@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.systems.base import Answer, Prompt, Running
 
-SERIAL_REQUESTS = 4
+SERIAL_REQUESTS = 2
+ENOUGH_REQUESTS = 16
 IDLE_PROMPT, IDLE_RUNS = 128, 8
 PREFILL_PROMPT, PREFILL_RUNS = 1000, 3
 
@@ -48,11 +50,11 @@ class Run:
 
 
 def requests(clients: int, *, serial: bool) -> int:
-    """How many requests a run sends: two of each client, and three of a single one.
+    """How many requests a run sends: two of each client where these are few, else one of each.
 
     A serial system gets few: its speed does not depend on how many wait.
     """
-    count = max(3, 2 * clients)
+    count = max(3, clients, min(2 * clients, ENOUGH_REQUESTS))
     return min(count, SERIAL_REQUESTS) if serial else count
 
 
@@ -92,15 +94,25 @@ def summary(answers: Sequence[Answer], *, tokens: int) -> Run:
 
 
 def measure(
-    running: Running, prompts: Prompts, shape: Shape, *, clients: int, serial: bool, runs: int
+    running: Running,
+    prompts: Prompts,
+    shape: Shape,
+    *,
+    clients: int,
+    serial: bool,
+    runs: int,
+    seconds: float,
 ) -> list[Run]:
-    """Measure one shape with this many clients, some times.
+    """Measure one shape with this many clients; no further run begins after some seconds.
 
     Raises:
         FailedError: An answer was not whole.
     """
-    found = []
+    found: list[Run] = []
+    end = time.monotonic() + seconds
     for run in range(runs):
+        if found and time.monotonic() > end:
+            break
         count = requests(clients, serial=serial)
         asked = prompts(count, shape.prompt, f"{shape} {clients} {run}")
         answers = running.ask(asked, tokens=shape.answer, clients=clients)

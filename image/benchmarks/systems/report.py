@@ -43,19 +43,21 @@ def speed_table(rows: list[Row], shape: str, *, limit: float) -> str:
         shape: Which shape.
         limit: Most tokens per second that the memory allows one client in bf16.
     """
-    clients = list(dict.fromkeys(c for row in rows for c in row.cells.get(shape, {})))
+    clients = sorted({count for row in rows for count in row.cells.get(shape, {})})
     ours = next((row.cells.get(shape, {}) for row in rows if row.name == OURS), {})
-    head = ["system", "precision", *(f"c={count}" for count in sorted(clients))]
+    head = ["system", "precision", *(f"c={count}" for count in clients), "c=1 of the limit"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         cells = row.cells.get(shape, {})
-        if not cells:
-            continue
-        texts = [_cell(ours.get(c), cells.get(c), row.name) for c in sorted(clients)]
-        lines.append(_line([row.name, row.precision, *texts]))
-    if 1 in clients:
-        lines.append(_line(["memory's limit", "bf16", f"{limit:.0f}", *[""] * (len(clients) - 1)]))
+        if cells:
+            texts = [_cell(ours.get(c), cells.get(c), row.name) for c in clients]
+            lines.append(_line([row.name, row.precision, *texts, _share(row, shape, limit)]))
     return "\n".join(lines)
+
+
+def _share(row: Row, shape: str, limit: float) -> str:
+    runs = row.cells.get(shape, {}).get(1)
+    return f"{_speed(runs) / limit:.0%}" if runs and row.precision == "bf16" and limit else NONE
 
 
 def _cell(ours: list[Run] | None, runs: list[Run] | None, name: str) -> str:
@@ -104,9 +106,24 @@ def _gaps(row: Row, shape: str, clients: int) -> str:
     return f"{1000 * middle:.0f} / {1000 * high:.0f}"
 
 
-def fault_lines(rows: list[Row]) -> list[str]:
-    """One line for each system that could not be measured, or not to its end."""
-    return [f"{row.name}: {row.fault}" for row in rows if row.fault]
+def document(rows: list[Row], *, limit: float, bandwidth: float) -> str:
+    """All tables as Markdown."""
+    parts = [
+        f"The memory's limit for one client in bf16: {limit:.0f} tokens/s "
+        f"({bandwidth / 1e9:.1f} GB/s over the bytes of the weights)."
+    ]
+    for number, shape in enumerate(dict.fromkeys(shape for row in rows for shape in row.cells)):
+        parts.append(
+            f"**{shape} tokens (prompt/answer)**: tokens of answers per second, median (lowest to "
+            f"highest), x: how many times faster '{OURS}' is"
+        )
+        parts.append(speed_table(rows, shape, limit=limit))
+        if number == 0:
+            parts.append(other_table(rows, shape))
+    parts += [f"- {row.name}: {row.fault}" for row in rows if row.fault]
+    parts.append("Settings:")
+    parts.append("\n".join(f"- {row.name}: {row.settings}" for row in rows))
+    return "\n\n".join(parts) + "\n"
 
 
 def draw(rows: list[Row], path: Path, *, limit: float) -> None:
