@@ -193,6 +193,8 @@ def _graph(
     axes.grid(color="0.92")
     axes.tick_params(labelsize=8)
     pattern = "%H:%M" if span.end - span.start >= 600 else "%H:%M:%S"
+    ticks = dates.AutoDateLocator(minticks=2, maxticks=max(3, round(14 * width)))  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(ticks)
     axes.xaxis.set_major_formatter(dates.DateFormatter(pattern))  # type: ignore[no-untyped-call]
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value, panel)))
     for side in ("top", "right"):
