@@ -50,19 +50,17 @@ def write_bill(found: contents.Contents, folder: Path) -> None:
 
 def ask(images: list[contents.Contents]) -> int:
     """Print the known vulnerabilities; return the exit code."""
-    seen = set()
+    say("asking for known vulnerabilities of the Python packages")
     try:
-        for image in images:
-            say(f"asking about {image.name}")
-            seen.update(vulnerabilities.known(image))
+        found = vulnerabilities.known(images)
     except vulnerabilities.UnreachableError as reason:
         print(f"unknown   {reason}")
-        return EXIT_FINDING if seen else EXIT_UNREACHABLE
-    for one in sorted(seen, key=lambda each: (each.package, each.name)):
+        return EXIT_UNREACHABLE
+    for one in sorted(found, key=lambda each: (each.package, each.name)):
         print(f"known     {one.name:<22}{one.package} {one.version}, fixed in {one.fixed_in}")
-    if not seen:
+    if not found:
         print("known     no vulnerability of a Python package")
-    return EXIT_FINDING if seen else EXIT_GOOD
+    return EXIT_FINDING if found else EXIT_GOOD
 
 
 def check_policies() -> int:
