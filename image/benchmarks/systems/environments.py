@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,9 +34,14 @@ def environment(name: str, requirements: Sequence[str], *, install: bool) -> Pat
         return python
     if not install:
         raise UnavailableError(f"{' '.join(requirements)} is not installed; --install does it")
-    run([sys.executable, "-m", "venv", "--clear", str(place)], "venv")
-    run([str(python), "-m", "pip", *_PIP, *requirements], f"pip install {' '.join(requirements)}")
-    complete.touch()
+    try:
+        run([sys.executable, "-m", "venv", "--clear", str(place)], "venv")
+        pip = [str(python), "-m", "pip", *_PIP, *requirements]
+        run(pip, f"pip install {' '.join(requirements)}")
+        complete.touch()
+    finally:
+        if not complete.exists():
+            shutil.rmtree(place, ignore_errors=True)
     return python
 
 

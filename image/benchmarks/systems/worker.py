@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from benchmarks.systems.base import Answer, Prompt, UnavailableError
 Ids = list[list[int]]
 Ask = Callable[[Ids, int, int], list[Answer]]
 STOP_SECONDS = 15
+SILENCE_SECONDS = 300
 
 
 def serve(start: Callable[[], Ask]) -> None:
@@ -49,8 +51,11 @@ class RunningWorker:
         """Return the next line.
 
         Raises:
-            UnavailableError: The worker has ended; the text holds the last line of its log.
+            UnavailableError: The worker has ended, and the text holds the last line of its log,
+                or it says nothing.
         """
+        if not select.select([self._answers], [], [], SILENCE_SECONDS)[0]:
+            raise UnavailableError(f"its process said nothing for {SILENCE_SECONDS} s")
         if line := self._answers.readline():
             return dict(json.loads(line))
         told = self._log.read_text("utf-8", errors="replace").strip().splitlines() or ["nothing"]
