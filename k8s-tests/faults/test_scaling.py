@@ -59,7 +59,7 @@ def following(here: place.Place, **more: Any) -> Iterator[tuple[Release, Watcher
     with scaled.installed(here, namespace, **words) as release:
         name = servers.fullname(release)
         with Watcher(here, namespace, name, release.selector()) as watcher:
-            until(lambda: watcher.timeline.value("ready") == 1, seconds=180)
+            until(lambda: watcher.timeline.value("ready") == words.get("least", 1), seconds=180)
             yield release, watcher
 
 
@@ -104,13 +104,20 @@ def test_one_to_four_and_back_under_load_loses_nothing(here: place.Place, row: R
 
 
 def test_ten_minutes_of_noise_change_nothing(here: place.Place, row: Row) -> None:
-    """Arrivals at random times around 1.4 times the target: 2 servers, and no other number."""
+    """Arrivals at random times around 1.4 times the target: 2 servers, and no other number.
+
+    They are there before the autoscaler may choose, so that the first requests are no step.
+    """
     row.fault = "10 minutes of noisy steady load, the chart's own behaviour"
     row.mark = "0 flaps: the autoscaler keeps its decision"
-    with following(here, most=6, settle=300) as (release, watcher):
+    words = {"most": 6, "settle": 300, "target": TARGET, "parameters": PARAMETERS}
+    with following(here, least=2, **words) as (release, watcher):
         with load.Load([calls_of(release)]) as calls:
             calls.rate(1.4 * TARGET / CALL_SECONDS)
-            until(lambda: watcher.timeline.value("ready") == 2, seconds=180)
+            begun = time.time()
+            until(lambda: calls.record.in_flight(time.time()) > TARGET, seconds=60, every=0.2)
+            traffic.until_time(begun + 20)
+            release.apply(scaled.values(here, f"{release.namespace}.test", **words))
             start = time.time()
             traffic.until_time(start + 600)
             end = time.time()

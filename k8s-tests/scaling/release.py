@@ -32,6 +32,7 @@ def values(
     host: str,
     *,
     scaler: str = "hpa",
+    least: int = 1,
     most: int = 4,
     settle: int = 15,
     target: int = TARGET,
@@ -43,6 +44,7 @@ def values(
         here: the cluster.
         host: name by which the ingress routes.
         scaler: `hpa` or `keda`.
+        least: minReplicas.
         most: maxReplicas.
         settle: scaleDown.stabilizationWindowSeconds.
         target: requests in flight that the autoscaler wants in a pod.
@@ -58,7 +60,7 @@ def values(
             "scaler": scaler,
             "signal": "inflight",
             "target": target,
-            "minReplicas": 1,
+            "minReplicas": least,
             "maxReplicas": most,
             "behavior": {
                 "scaleDown": {
