@@ -68,7 +68,7 @@ e2e: venv ## Tests on the cluster of `make up`
 	@$(PY) -m pytest -m "cluster and not slow and not gpu"
 
 .PHONY: faults
-faults: venv ## Every fault on the cluster of `make up` (about 40 min), and a table of the results
+faults: venv ## Every fault on the cluster of `make up` (about 80 min), and a table of the results
 	@$(PY) -m pytest -q -m faults k8s-tests/faults
 	@$(PY) -m faults.results
 
@@ -81,10 +81,27 @@ scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (
 	@$(PY) -m scaling.results results/scale/hpa results/scale/keda results/scale/hpa-sync-5
 
 .PHONY: bench
-bench: venv ## Measure the load test itself: its error, its agreement with other clients, its limit
+bench: venv ## The engine behind Triton beside its peers, and how exact its answers are (about 40 min)
+	@$(PY) image/benchmarks/peers.py --install --out results/peers.json
+	@$(PY) image/benchmarks/accuracy.py --out results/accuracy.json
+
+.PHONY: bench-load
+bench-load: venv ## Measure the load test itself: its error, its agreement with other clients, its limit
 	@$(PY) -m pytest -s -q -m "slow and not cluster and not faults" load_testing/tests
 	@$(PY) load_testing/benchmarks/published_client.py --install --out results/published-client.json
 	@$(PY) load_testing/benchmarks/generator.py --workers 1 2 4 8 --out results/generator.json
+
+.PHONY: soak
+soak: venv ## Half an hour at 80 % load on this machine: does latency, memory or /dev/shm drift?
+	@PYTHONPATH=k8s-tests:image $(PY) -m faults.soak --minutes 30
+
+.PHONY: hostile
+hostile: venv ## 100,000 hostile requests against a server on this machine
+	@PYTHONPATH=k8s-tests:image $(PY) -m faults.hostile --requests 100000
+
+.PHONY: audit
+audit: venv ## Bills of materials, known vulnerabilities, Checkov on all charts
+	@$(PY) -m support.audit --install
 
 .PHONY: test
 test: venv ## Everything; skips what this machine cannot do, with the reason
