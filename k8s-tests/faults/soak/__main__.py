@@ -1,0 +1,119 @@
+"""`make soak`: half an hour at 80 % of what a real tritonserver can do, and what it did to it.
+
+Usage: python -m faults.soak [--minutes 30] [--models simulated smollm2] [--no-times] [--out DIR]
+       (PYTHONPATH=k8s-tests:image:load_testing)
+
+One server on this machine serves the SmolLM2 model and the simulated one. Whole answers, streams,
+clients that leave at the first token, and requests that must be refused come at random times, at
+80 % of the rate that the server held just before. The first fifth of the settled time is compared
+with the last: p99 at most 5 % up, RSS at most 2 % up, /dev/shm constant, and without load no
+descriptor and no thread more than before. Writes soak.json and soak.png.
+
+Exit codes: 0 all held; 1 something is over its limit; 2 it could not run; 3 nothing is over, but
+times varied too much, or answers were too few, to say so of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from faults.soak import judge
+from faults.soak.draw import draw
+from faults.soak.run import LOAD, MODELS, Soak, server, soak
+from support.place import ROOT
+from triton_hf.embedded import EmbeddedError
+
+EXITS = {judge.HELD: 0, judge.OVER: 1, judge.UNCLEAR: 3}
+
+
+def table(lines: list[judge.Line]) -> str:
+    """Return the comparisons as text."""
+    head = f"{'':<40}{'first':>11}{'last':>11}{'change':>9}  {'spread':<22}{'limit':<16}"
+    rows = [head]
+    for line in lines:
+        change = f"{line.change:+.1%}" if line.spread != "idle" and ":" not in line.name else ""
+        rows.append(
+            f"{line.name:<40}{line.before:>11.5g}{line.after:>11.5g}{change:>9}  "
+            f"{line.spread:<22}{line.limit:<16}{line.verdict}"
+        )
+    return "\n".join(rows)
+
+
+def write(found: Soak, lines: list[judge.Line], *, minutes: float, folder: Path) -> None:
+    """Write soak.json and soak.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = found.samples[0].at
+    samples = [
+        {
+            "seconds": round(sample.at - start, 1),
+            "shared": sample.shared,
+            "processes": {name: asdict(held) for name, held in sample.processes.items()},
+        }
+        for sample in found.samples
+    ]
+    told = {
+        "minutes": minutes,
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cores": os.cpu_count(),
+        "load_average_at_the_end": round(os.getloadavg()[0], 1),
+        "capacity_per_second": found.capacity,
+        "load": LOAD,
+        "lines": [asdict(line) for line in lines],
+        "samples": samples,
+    }
+    (folder / "soak.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    draw(found, folder / "soak.png")
+
+
+def verdict(lines: list[judge.Line]) -> str:
+    """Return the worst verdict."""
+    found = {line.verdict for line in lines}
+    return next(word for word in (judge.OVER, judge.UNCLEAR, judge.HELD) if word in found)
+
+
+def main() -> int:
+    """Run, write, print; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m faults.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=30.0, help="length of the load")
+    parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
+    parser.add_argument("--no-times", action="store_true", help="do not judge times")
+    parser.add_argument("--seed", type=int, default=1, help="of the random times and texts")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "soak", help="folder")
+    options = parser.parse_args()
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"soak: {time.monotonic() - start:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    say("starting the server")
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        try:
+            with server(options.models, Path(name)) as running:
+                found = soak(
+                    running, options.models, minutes=options.minutes, seed=options.seed, say=say
+                )
+        except (EmbeddedError, TimeoutError) as reason:
+            print(f"soak: {reason}", file=sys.stderr)
+            return EXITS[judge.OVER] if isinstance(reason, TimeoutError) else 2
+    lines = found.lines(timed=not options.no_times)
+    write(found, lines, minutes=options.minutes, folder=options.out)
+    rates = ", ".join(f"{name} {rate:.1f}/s" for name, rate in found.capacity.items())
+    print(f"capacity {rates}; load {LOAD:.0%} of it for {options.minutes:g} min")
+    print(table(lines))
+    print(f"{verdict(lines)}: {options.out / 'soak.json'}, {options.out / 'soak.png'}")
+    return EXITS[verdict(lines)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

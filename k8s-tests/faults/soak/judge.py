@@ -1,0 +1,207 @@
+"""Whether the last window of a soak differs from the first one.
+
+A time is compared by its 99th percentile, with the 95 % interval of the change. It has drifted
+when the whole interval lies above the limit, it has not when the change is within the limit, and
+between the two the machine was too noisy to say. Memory is compared by medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from faults.soak.drive import STREAM, WHOLE, Ended
+from faults.soak.watch import Sample
+from triton_load.report import resample
+
+TIME_LIMIT = 0.05
+MEMORY_LIMIT = 0.02
+MEMORY_FLOOR = 1 << 20  # bytes; 2 % of a stub without a model is less than one of malloc's steps
+WINDOWS = 5
+LEAST = 300  # answers in a window, below which its 99th percentile says nothing
+HELD, OVER, UNCLEAR = "held", "over", "unclear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One comparison.
+
+    Attributes:
+        name: what is compared.
+        before: in the first window; seconds, bytes or a count.
+        after: in the last one.
+        spread: how much it varies: the interval of the change, or least and most of the samples.
+        limit: what is allowed, in words.
+        verdict: held, over, or unclear.
+    """
+
+    name: str
+    before: float
+    after: float
+    spread: str
+    limit: str
+    verdict: str
+
+    @property
+    def change(self) -> float:
+        """From the first to the last window; 0.1 is 10 % more."""
+        return self.after / self.before - 1 if self.before else float(self.after != 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """From one monotonic time to another, in windows of equal length."""
+
+    start: float
+    end: float
+
+    def windows(self) -> list[tuple[float, float]]:
+        """Return start and end of every window."""
+        return [self.window(index) for index in range(WINDOWS)]
+
+    def window(self, index: int) -> tuple[float, float]:
+        """Return start and end of a window; -1 is the last."""
+        length = (self.end - self.start) / WINDOWS
+        start = self.start + (index % WINDOWS) * length
+        return start, start + length
+
+
+def p99(seconds: Sequence[float]) -> float:
+    """Return the 99th percentile."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+
+def times(ended: Sequence[Ended], span: Span) -> list[Line]:
+    """Compare the times of each model's answers and streams."""
+    lines = []
+    for model in sorted({one.model for one in ended}):
+        for kind in (WHOLE, STREAM):
+            chosen = [one for one in ended if (one.model, one.kind) == (model, kind)]
+            windows = [within(chosen, span.window(index)) for index in (0, -1)]
+            lines.append(_time(f"p99 {model} {kind}, s", windows[0], windows[1]))
+    return lines
+
+
+def within(ended: Sequence[Ended], window: tuple[float, float]) -> list[float]:
+    """Return the seconds of the requests that began in a window."""
+    return [one.seconds for one in ended if window[0] <= one.at < window[1]]
+
+
+def _time(name: str, first: list[float], last: list[float]) -> Line:
+    limit = f"{TIME_LIMIT:.0%} more"
+    if min(len(first), len(last)) < LEAST:
+        few = f"only {min(len(first), len(last))} answers"
+        pair = [p99(each) if each else 0.0 for each in (first, last)]
+        return Line(
+            name=name, before=pair[0], after=pair[1], spread=few, limit=limit, verdict=UNCLEAR
+        )
+    draws = [
+        resample.percentile_draws([(value, 1) for value in sorted(each)], 99, seed=seed)
+        for seed, each in enumerate((first, last), start=resample.SEED)
+    ]
+    found = resample.change(p99(first), p99(last), draws[0], draws[1])
+    verdict = HELD if found.value <= TIME_LIMIT else OVER if found.low > TIME_LIMIT else UNCLEAR
+    spread = f"{found.low:+.1%} to {found.high:+.1%}"
+    return Line(
+        name=name,
+        before=p99(first),
+        after=p99(last),
+        spread=spread,
+        limit=limit,
+        verdict=verdict,
+    )
+
+
+def memory(samples: Sequence[Sample], span: Span) -> list[Line]:
+    """Compare the memory of each process, and all of it."""
+    windows = [chosen(samples, span.window(index)) for index in (0, -1)]
+    names = sorted(windows[0][0].processes)
+    lines = []
+    for name in names:
+        pair = [[s.processes[name].rss for s in w if name in s.processes] for w in windows]
+        lines.append(_memory(f"RSS {name}, MiB", pair, floor=MEMORY_FLOOR))
+    pair = [[sum(held.rss for held in s.processes.values()) for s in w] for w in windows]
+    lines.append(_memory("RSS of all, MiB", pair, floor=0))
+    return lines
+
+
+def _memory(name: str, pair: list[list[int]], *, floor: int) -> Line:
+    before, after = (statistics.median(values) for values in pair)
+    allowed = max(before * MEMORY_LIMIT, floor)
+    least, most = min(map(min, pair)) / 2**20, max(map(max, pair)) / 2**20
+    return Line(
+        name=name,
+        before=before / 2**20,
+        after=after / 2**20,
+        spread=f"{least:.1f} to {most:.1f}",
+        limit=f"{allowed / 2**20:.1f} MiB more",
+        verdict=HELD if after - before <= allowed else OVER,
+    )
+
+
+def chosen(samples: Sequence[Sample], window: tuple[float, float]) -> list[Sample]:
+    """Return the samples of a window."""
+    return [sample for sample in samples if window[0] <= sample.at <= window[1]]
+
+
+def shared(samples: Sequence[Sample], span: Span) -> Line:
+    """Check that /dev/shm is the same from the first window on."""
+    values = [sample.shared for sample in chosen(samples, (span.start, span.end))]
+    least, most = min(values) / 2**20, max(values) / 2**20
+    return Line(
+        name="/dev/shm, MiB",
+        before=values[0] / 2**20,
+        after=values[-1] / 2**20,
+        spread=f"{least:.1f} to {most:.1f}",
+        limit="constant",
+        verdict=HELD if least == most else OVER,
+    )
+
+
+def idle(before: Sample, after: Sample) -> list[Line]:
+    """Compare what the server holds without any request, before the load and after it."""
+    lines = []
+    for name, first in before.processes.items():
+        last = after.processes.get(name)
+        same = last is not None and last.pid == first.pid
+        lines.append(_count(f"process {name}", first.pid, last.pid if last else 0, same=same))
+        if last is None:
+            continue
+        opened = last.descriptors - first.descriptors
+        started = last.threads - first.threads
+        descriptors, threads = (first.descriptors, last.descriptors), (first.threads, last.threads)
+        lines.append(_count(f"descriptors of {name}", *descriptors, same=opened <= 0))
+        lines.append(_count(f"threads of {name}", *threads, same=started <= 0))
+    return lines
+
+
+def _count(name: str, before: int, after: int, *, same: bool) -> Line:
+    return Line(
+        name=name,
+        before=before,
+        after=after,
+        spread="idle",
+        limit="no more" if "process" not in name else "the same",
+        verdict=HELD if same else OVER,
+    )
+
+
+def faults(ended: Sequence[Ended]) -> list[Line]:
+    """Count what went wrong, by kind of request; nothing may."""
+    lines = []
+    for kind in sorted({one.kind for one in ended}):
+        sent = [one for one in ended if one.kind == kind]
+        wrong = [one.fault for one in sent if one.fault]
+        lines.append(
+            Line(
+                name=f"{kind}: sent and wrong",
+                before=len(sent),
+                after=len(wrong),
+                spread=wrong[0][:60] if wrong else "",
+                limit="none wrong",
+                verdict=OVER if wrong else HELD,
+            )
+        )
+    return lines

@@ -1,0 +1,169 @@
+"""One soak: start the server, find what it can do, load it, watch it, judge it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.soak import judge, watch
+from faults.soak.drive import Asked, Drive, Ended
+from support.hub.repositories import populate
+from support.hub.server import running_hub
+from support.models import REPOSITORY
+from support.wait import until
+from triton_hf.embedded import Server, running_server
+from triton_hf.repository import write_model
+from triton_hf.specification import ModelSpec
+
+LOAD = 0.8  # of what the server can do
+EVERY = 2.0  # seconds between two samples
+MODELS = {
+    "simulated": Asked(model="simulated", tokens=24, clients=6),
+    "smollm2": Asked(model="smollm2", tokens=24, clients=6),
+}
+SPECS = {
+    "simulated": ModelSpec(
+        name="simulated",
+        engine="simulated",
+        parameters={"ttft_ms": "50", "inter_token_ms": "10", "slots": "4"},
+    ),
+    "smollm2": ModelSpec(
+        name="smollm2",
+        repository=REPOSITORY,
+        parameters={"dtype": "bfloat16", "device": "cpu", "slots": "4"},
+    ),
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soak:
+    """What a run saw.
+
+    Attributes:
+        capacity: answers a second of each model, all models loaded together.
+        ended: requests of the load, those of the search for the capacity not among them.
+        samples: of the loaded time.
+        idle: samples without any request, before and after.
+        span: the settled time, in which windows are compared.
+    """
+
+    capacity: dict[str, float]
+    ended: Sequence[Ended]
+    samples: Sequence[watch.Sample]
+    idle: tuple[watch.Sample, watch.Sample]
+    span: judge.Span
+
+    def lines(self, *, timed: bool) -> list[judge.Line]:
+        """Return every comparison; without `timed` none of times."""
+        return [
+            *judge.faults(self.ended),
+            *(judge.times(self.ended, self.span) if timed else []),
+            *judge.memory(self.samples, self.span),
+            judge.shared(self.samples, self.span),
+            *judge.idle(*self.idle),
+        ]
+
+
+@contextlib.contextmanager
+def server(names: Sequence[str], folder: Path) -> Iterator[Server]:
+    """Run a tritonserver with some of the models."""
+    with ExitStack() as stack:
+        environment = {}
+        if "smollm2" in names:
+            populate(folder / "hub")
+            hub = stack.enter_context(running_hub(folder / "hub"))
+            environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf")}
+            environment["HF_HUB_OFFLINE"] = "0"
+        for name in names:
+            write_model(folder / "models", SPECS[name])
+        yield stack.enter_context(
+            running_server(
+                arguments=[f"--model-repository={folder / 'models'}"],
+                workdir=folder,
+                environment=environment,
+                wait_seconds=400,
+            )
+        )
+
+
+def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, say: Say) -> Soak:
+    """Load a server for so many minutes at 80 % of what it can do.
+
+    The first tenth of the time is not compared.
+    """
+    asked = [MODELS[name] for name in names]
+    drive = Drive(running.ports.http, seed=seed)
+    seconds = minutes * 60
+    search = min(60.0, max(10.0, seconds / 10))
+    say(f"finding the capacity ({search:.0f} s)")
+    capacity = asyncio.run(drive.capacity(asked, search))
+    for name, rate in capacity.items():
+        say(f"{name} ends {rate:.1f} requests/s at most; it gets {rate * LOAD:.1f}")
+    drive.ended.clear()
+    before = settled(running)
+    start = time.monotonic()
+    span = judge.Span(start=start + seconds / 10, end=start + seconds)
+    rates = {one: capacity[one.model] * LOAD for one in asked}
+    samples = asyncio.run(_load(running, drive, rates, [(start, span.start), *span.windows()], say))
+    after = settled(running)
+    return Soak(
+        capacity=capacity,
+        ended=tuple(drive.ended),
+        samples=tuple(samples),
+        idle=(before, after),
+        span=span,
+    )
+
+
+def settled(running: Server) -> watch.Sample:
+    """Wait until nothing runs, waits or is connected; return what the server then holds.
+
+    Raises:
+        TimeoutError: a slot is still taken, or descriptors are still in use.
+    """
+
+    def empty() -> None:
+        taken = {name: value for name, value in watch.in_flight(running).items() if value}
+        assert not taken, f"in flight without a client: {taken}"
+
+    def still() -> watch.Sample:
+        first = watch.sample(running)
+        time.sleep(2)
+        last = watch.sample(running)
+        for name, held in last.processes.items():
+            assert first.processes[name].descriptors == held.descriptors, f"{name} still changes"
+        return last
+
+    until(empty, seconds=30, every=0.5)
+    return until(still, seconds=60, every=0.5)
+
+
+async def _load(
+    running: Server,
+    drive: Drive,
+    rates: Mapping[Asked, float],
+    spans: Sequence[tuple[float, float]],
+    say: Say,
+) -> list[watch.Sample]:
+    samples: list[watch.Sample] = []
+    end = spans[-1][1]
+    arrivals = [asyncio.create_task(drive.arrive(one, rate, spans)) for one, rate in rates.items()]
+    told = 0.0
+    while (now := time.monotonic()) < end:
+        samples.append(await asyncio.to_thread(watch.sample, running))
+        if now - told > 10:
+            told = now
+            held = samples[-1].processes
+            memory = ", ".join(f"{name} {one.rss / 2**20:.0f}" for name, one in held.items())
+            wrong = sum(bool(one.fault) for one in drive.ended)
+            say(f"{end - now:.0f} s left, {len(drive.ended)} ended, {wrong} wrong; MiB: {memory}")
+        await asyncio.sleep(min(EVERY, max(0.0, end - time.monotonic())))
+    await asyncio.gather(*arrivals)
+    await drive.finish()
+    return samples
