@@ -51,12 +51,12 @@ def _times(found: Soak, axes: pyplot.Axes, start: float) -> None:
     for index, model in enumerate(sorted(found.capacity)):
         for kind, style in ((WHOLE, "-"), (STREAM, "--")):
             chosen = [one for one in found.ended if (one.model, one.kind) == (model, kind)]
-            points = []
+            x, y = [], []
             for piece in range(PIECES):
                 left = start + piece * length
                 if values := judge.within(chosen, (left, left + length)):
-                    points.append(((left + length / 2 - start) / 60, judge.p99(values)))
-            x, y = zip(*points, strict=True)
+                    x.append((left + length / 2 - start) / 60)
+                    y.append(judge.p99(values))
             axes.plot(x, y, style, color=f"C{index}", label=f"{model}, {kind}", linewidth=1)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("seconds")

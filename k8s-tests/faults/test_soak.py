@@ -1,0 +1,124 @@
+"""A steady load leaves a server as it was; what grows, slows or leaks is told apart from noise."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from faults.soak import judge
+from faults.soak.draw import draw
+from faults.soak.drive import STREAM, WHOLE, Ended
+from faults.soak.run import Soak, server, soak
+from faults.soak.watch import Held, Sample
+
+SPAN = judge.Span(start=100.0, end=600.0)
+MIB = 1 << 20
+
+
+def answers(last: float = 1.0, *, per_second: int = 20, spread: float = 0.02) -> list[Ended]:
+    """Return answers of about a second, those of the last window slower by a factor."""
+    luck = random.Random(5)
+    slow_from = SPAN.window(-1)[0]
+    found = []
+    for number in range(600 * per_second):
+        at = number / per_second
+        seconds = luck.gauss(1.0, spread) * (last if at >= slow_from else 1.0)
+        for kind in (WHOLE, STREAM):
+            found.append(Ended(model="m", kind=kind, at=at, seconds=seconds, fault=""))
+    return found
+
+
+def samples(*, leak: float = 0.0, shared_leak: int = 0) -> list[Sample]:
+    """Return samples of a process of 100 MiB that grows by so many MiB in all."""
+    luck = random.Random(5)
+    found = []
+    for at in range(0, 601, 2):
+        rss = 100 * MIB + int(leak * MIB * at / 600) + luck.randrange(MIB // 8)
+        held = Held(pid=1, rss=rss, descriptors=10, threads=5)
+        shared = 2 * MIB + shared_leak * (at > 300)
+        found.append(Sample(at=float(at), processes={"tritonserver": held}, shared=shared))
+    return found
+
+
+def verdicts(lines: list[judge.Line]) -> set[str]:
+    return {line.verdict for line in lines}
+
+
+def test_the_same_times_hold_and_slower_ones_are_over() -> None:
+    assert verdicts(judge.times(answers(1.0), SPAN)) == {judge.HELD}
+    assert verdicts(judge.times(answers(1.10), SPAN)) == {judge.OVER}
+
+
+def test_a_change_that_noise_can_explain_is_unclear_and_no_pass() -> None:
+    noisy = judge.times(answers(1.10, per_second=4, spread=0.4), SPAN)
+    assert verdicts(noisy) == {judge.UNCLEAR}
+    assert verdicts(judge.times(answers(1.0, per_second=2), SPAN)) == {judge.UNCLEAR}
+
+
+def test_two_percent_of_memory_may_come_and_not_more() -> None:
+    assert verdicts(judge.memory(samples(leak=1.5), SPAN)) == {judge.HELD}
+    assert verdicts(judge.memory(samples(leak=4.0), SPAN)) == {judge.OVER}
+
+
+def test_shared_memory_must_be_constant_from_the_first_window_on() -> None:
+    assert judge.shared(samples(), SPAN).verdict == judge.HELD
+    assert judge.shared(samples(shared_leak=4096), SPAN).verdict == judge.OVER
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        Held(pid=2, rss=1, descriptors=10, threads=5),
+        Held(pid=1, rss=1, descriptors=11, threads=5),
+        Held(pid=1, rss=1, descriptors=10, threads=6),
+        None,
+    ],
+    ids=["another process", "a descriptor", "a thread", "gone"],
+)
+def test_a_process_that_changed_or_holds_more_without_load_is_over(after: Held | None) -> None:
+    before = Sample(at=0.0, processes=samples()[0].processes, shared=0)
+    now = Sample(at=1.0, processes={"tritonserver": after} if after else {}, shared=0)
+    assert verdicts(judge.idle(before, before)) == {judge.HELD}
+    assert judge.OVER in verdicts(judge.idle(before, now))
+
+
+def test_one_wrong_answer_is_over() -> None:
+    wrong = Ended(model="m", kind=WHOLE, at=1.0, seconds=1.0, fault="status 500")
+    assert verdicts(judge.faults(answers())) == {judge.HELD}
+    assert judge.OVER in verdicts(judge.faults([*answers(), wrong]))
+
+
+def test_windows_are_of_one_length_and_fill_the_settled_time() -> None:
+    windows = SPAN.windows()
+    assert (windows[0][0], windows[-1][1]) == (SPAN.start, pytest.approx(SPAN.end))
+    assert [window[0] for window in windows[1:]] == pytest.approx([w[1] for w in windows[:-1]])
+    assert SPAN.window(-1) == windows[-1]
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    found = samples()
+    made = Soak(
+        capacity={"m": 20.0, "silent": 0.0},
+        ended=answers(),
+        samples=found,
+        idle=(found[0], found[-1]),
+        span=SPAN,
+    )
+    draw(made, tmp_path / "soak.png")
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_two_minutes_under_load_leave_memory_descriptors_and_shared_memory_as_they_were(
+    tmp_path: Path,
+) -> None:
+    names = ["simulated"]
+    with server(names, tmp_path) as running:
+        found = soak(running, names, minutes=2, seed=1, say=print)
+        assert running.process.poll() is None
+    assert len(found.ended) > 500
+    lines = found.lines(timed=False)
+    assert [line for line in lines if line.verdict != judge.HELD] == []
