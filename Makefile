@@ -68,7 +68,7 @@ e2e: venv ## Tests on the cluster of `make up`
 	@$(PY) -m pytest -m "cluster and not slow and not gpu"
 
 .PHONY: faults
-faults: venv ## Every fault on the cluster of `make up` (about 80 min), and a table of the results
+faults: venv ## Every fault on the cluster of `make up` (about 100 min), and a table of the results
 	@$(PY) -m pytest -q -m faults k8s-tests/faults
 	@$(PY) -m faults.results
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.soak import __main__ as command
 from faults.soak import judge
 from faults.soak.draw import draw
 from faults.soak.drive import STREAM, WHOLE, Ended
@@ -97,16 +98,29 @@ def test_windows_are_of_one_length_and_fill_the_settled_time() -> None:
     assert SPAN.window(-1) == windows[-1]
 
 
-def test_a_picture_is_drawn(tmp_path: Path) -> None:
+def made(ended: list[Ended]) -> Soak:
     found = samples()
-    made = Soak(
+    return Soak(
         capacity={"m": 20.0, "silent": 0.0},
-        ended=answers(),
+        ended=ended,
         samples=found,
         idle=(found[0], found[-1]),
         span=SPAN,
     )
-    draw(made, tmp_path / "soak.png")
+
+
+def test_the_row_of_the_table_names_what_is_not_held() -> None:
+    good, slow = made(answers()), made(answers(1.1))
+    row = command.row(good, good.lines(timed=True), minutes=10)
+    assert row.passed
+    assert "0 of 24000 wrong" in row.measured
+    row = command.row(slow, slow.lines(timed=True), minutes=10)
+    assert not row.passed
+    assert "p99 m whole, s: over" in row.measured
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    draw(made(answers()), tmp_path / "soak.png")
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,7 +7,8 @@ One server on this machine serves the SmolLM2 model and the simulated one. Whole
 clients that leave at the first token, and requests that must be refused come at random times, at
 80 % of the rate that the server held just before. The first fifth of the settled time is compared
 with the last: p99 at most 5 % up, RSS at most 2 % up, /dev/shm constant, and without load no
-descriptor and no thread more than before. Writes soak.json and soak.png.
+descriptor and no thread more than before. Writes soak.json and soak.png; a run of ten minutes
+or more also gets a row in the table of `python -m faults.results`.
 
 Exit codes: 0 all held; 1 something is over its limit; 2 it could not run; 3 nothing is over, but
 times varied too much, or answers were too few, to say so of each.
@@ -24,12 +25,14 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from faults import results
 from faults.soak import judge
 from faults.soak.draw import draw
 from faults.soak.run import LOAD, MODELS, Soak, server, soak
 from support.place import ROOT
-from triton_hf.embedded import EmbeddedError
+from triton_hf.embedded import TRITON_VERSION, EmbeddedError
 
+LONG = 10.0  # minutes; a shorter run is a try
 EXITS = {judge.HELD: 0, judge.OVER: 1, judge.UNCLEAR: 3}
 
 
@@ -78,6 +81,33 @@ def verdict(lines: list[judge.Line]) -> str:
     return next(word for word in (judge.OVER, judge.UNCLEAR, judge.HELD) if word in found)
 
 
+def row(found: Soak, lines: list[judge.Line], *, minutes: float) -> results.Row:
+    """Return what the table of the faults says about a run."""
+    told = {line.name: line for line in lines}
+    times = [line for line in lines if line.name.startswith("p99")]
+    slower = ", ".join(
+        f"{line.name.removeprefix('p99 ').removesuffix(', s')} {line.change:+.1%} ({line.spread})"
+        for line in times
+    )
+    wrong = sum(bool(one.fault) for one in found.ended)
+    rates = " and ".join(f"{rate * LOAD:.1f}/s {name}" for name, rate in found.capacity.items())
+    return results.Row(
+        name="soak",
+        order="k8s-tests/faults/soak",
+        fault=f"{minutes:g} min at {LOAD:.0%} of the capacity ({rates}), on a server without a "
+        "cluster; answers, streams, clients that leave, refusals",
+        mark=f"nothing wrong; p99 at most {judge.TIME_LIMIT:.0%} and RSS at most "
+        f"{judge.MEMORY_LIMIT:.0%} up; /dev/shm constant; nothing left open",
+        measured=f"{wrong} of {len(found.ended)} wrong; p99 {slower or 'not judged'}; RSS "
+        f"{told['RSS of all, MiB'].change:+.2%}; /dev/shm {told['/dev/shm, MiB'].spread} MiB"
+        + "".join(f"; {line.name}: {line.verdict}" for line in lines if line.verdict != judge.HELD),
+        passed=verdict(lines) == judge.HELD,
+        seconds=minutes * 60,
+        day=time.strftime("%Y-%m-%d", time.gmtime()),
+        versions=f"Triton {TRITON_VERSION}",
+    )
+
+
 def main() -> int:
     """Run, write, print; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -108,6 +138,8 @@ def main() -> int:
             return EXITS[judge.OVER] if isinstance(reason, TimeoutError) else 2
     lines = found.lines(timed=not options.no_times)
     write(found, lines, minutes=options.minutes, folder=options.out)
+    if options.minutes >= LONG:
+        row(found, lines, minutes=options.minutes).save()
     rates = ", ".join(f"{name} {rate:.1f}/s" for name, rate in found.capacity.items())
     print(f"capacity {rates}; load {LOAD:.0%} of it for {options.minutes:g} min")
     print(table(lines))
