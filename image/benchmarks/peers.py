@@ -178,8 +178,8 @@ class Bench:
 
     def tables(self) -> str:
         """All tables as Markdown."""
-        best = max(self.bandwidth, default=0.0)
-        return report.document(list(self.rows.values()), limit=self.limit, bandwidth=best)
+        rows = list(self.rows.values())
+        return report.document(rows, bandwidth=self.bandwidth, weights=self.weights)
 
 
 def _encoder(model: LocalModel) -> Callable[[str, str], tuple[int, ...]]:

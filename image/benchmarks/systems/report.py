@@ -106,11 +106,12 @@ def _gaps(row: Row, shape: str, clients: int) -> str:
     return f"{1000 * middle:.0f} / {1000 * high:.0f}"
 
 
-def document(rows: list[Row], *, limit: float, bandwidth: float) -> str:
-    """All tables as Markdown."""
+def document(rows: list[Row], *, bandwidth: list[float], weights: int) -> str:
+    """All tables as Markdown, from bytes per second of the memory and bytes of the weights."""
+    limit = max(bandwidth) / weights
     parts = [
-        f"The memory's limit for one client in bf16: {limit:.0f} tokens/s "
-        f"({bandwidth / 1e9:.1f} GB/s over the bytes of the weights)."
+        f"The memory's limit for one client in bf16: {limit:.0f} tokens/s, from the best sweep "
+        f"({max(bandwidth) / 1e9:.1f} GB/s; median {statistics.median(bandwidth) / 1e9:.1f} GB/s)."
     ]
     for number, shape in enumerate(dict.fromkeys(shape for row in rows for shape in row.cells)):
         parts.append(
@@ -120,9 +121,9 @@ def document(rows: list[Row], *, limit: float, bandwidth: float) -> str:
         parts.append(speed_table(rows, shape, limit=limit))
         if number == 0:
             parts.append(other_table(rows, shape))
-    parts += [f"- {row.name}: {row.fault}" for row in rows if row.fault]
-    parts.append("Settings:")
-    parts.append("\n".join(f"- {row.name}: {row.settings}" for row in rows))
+    if faults := [f"- {row.name}: {row.fault}" for row in rows if row.fault]:
+        parts += ["Not measured:", "\n".join(faults)]
+    parts += ["Settings:", "\n".join(f"- {r.name}: {r.settings}" for r in rows if r.starts)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -161,7 +162,8 @@ def draw(rows: list[Row], path: Path, *, limit: float) -> None:
         panel.set(xlabel="clients", ylabel="tokens of answers per second")
         panel.set_title(f"{shape} tokens (prompt/answer)")
         panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=7)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 

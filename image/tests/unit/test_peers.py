@@ -137,8 +137,9 @@ def test_other_precisions_have_no_share_of_the_limit_of_bf16() -> None:
 def test_a_system_that_failed_is_a_line_that_says_why() -> None:
     failed = row("peer")
     failed.fault = "it did not start"
-    text = document([row(OURS, 100), failed], limit=125.0, bandwidth=30e9)
+    text = document([row(OURS, 100), failed], bandwidth=[20e9, 30e9], weights=240_000_000)
     assert "- peer: it did not start" in text
+    assert "125 tokens/s, from the best sweep (30.0 GB/s; median 25.0 GB/s)" in text
 
 
 def test_the_plot_is_drawn_with_systems_that_have_no_numbers(tmp_path: Path) -> None:
