@@ -93,7 +93,7 @@ bench-load: venv ## Measure the load test itself: its error, its agreement with 
 
 .PHONY: soak
 soak: venv ## Half an hour at 80 % load on this machine: does latency, memory or /dev/shm drift?
-	@PYTHONPATH=k8s-tests:image $(PY) -m faults.soak --minutes 30
+	@PYTHONPATH=k8s-tests:image:load_testing $(PY) -m faults.soak --minutes 30
 
 .PHONY: hostile
 hostile: venv ## 100,000 hostile requests against a server on this machine

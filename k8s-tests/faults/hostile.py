@@ -18,6 +18,7 @@ import gzip
 import http.client
 import json
 import random
+import signal
 import socket
 import struct
 import sys
@@ -708,6 +709,8 @@ def run(
 
 def main() -> int:
     """Run, print; return the exit code."""
+    # Ends the server, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(prog="faults.hostile", description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)

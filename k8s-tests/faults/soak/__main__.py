@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -110,6 +111,8 @@ def row(found: Soak, lines: list[judge.Line], *, minutes: float) -> results.Row:
 
 def main() -> int:
     """Run, write, print; return the exit code."""
+    # Ends the server, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(
         prog="python -m faults.soak",
         description=__doc__,
