@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from triton_hf.errors import SettingsError
 from triton_hf.pbtxt import STREAM_SUFFIX, read_config, stream_config, string_parameters
 from triton_hf.runtime import runtime_dir
 
+REGION = "triton_python_backend_shm_region_"
 STACK_BYTES = 256 * 1024 * 1024
 STREAM_MODEL = '''"""Streams the tokens of the model that config.pbtxt names."""
 
@@ -59,12 +62,38 @@ def run_tritonserver(arguments: Sequence[str]) -> None:
         raise SettingsError("tritonserver is not on PATH; run this inside the image")
     apply_cpu_limits()
     raise_stack_limit()
+    removed = remove_stale_regions()
+    if removed:
+        print(
+            f"triton-hf: removed {removed} shared-memory regions of dead servers", file=sys.stderr
+        )
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # logs are lines
     command = [binary, *arguments, *derive_arguments(arguments)]
     print(f"triton-hf: exec {binary} with {len(command) - 1} arguments", file=sys.stderr)
     sys.stderr.flush()
     os.execv(binary, command)  # noqa: S606
+
+
+def remove_stale_regions(folder: Path = Path("/dev/shm"), *, seconds: float = 60.0) -> int:  # noqa: S108
+    """Remove shared-memory regions that servers left which were killed; return how many.
+
+    A container that starts again finds the /dev/shm of the one before, so each kill would cost
+    memory for ever. A region that a process here maps stays, and so does one that is younger than
+    so many seconds: its stub may be about to open it.
+    """
+    mapped = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            lines = maps.read_text("utf-8", errors="replace").splitlines()
+            mapped |= {line.rpartition("/")[2] for line in lines if REGION in line}
+    removed = 0
+    for file in folder.glob(f"{REGION}*"):
+        with contextlib.suppress(OSError):
+            if file.name not in mapped and time.time() - file.stat().st_mtime >= seconds:
+                file.unlink()
+                removed += 1
+    return removed
 
 
 def raise_stack_limit() -> None:
