@@ -595,7 +595,8 @@ def _run(
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGTERM)
         for reader in readers:
-            reader.join()
+            if reader.is_alive():  # a signal may come before the second one was started
+                reader.join()
         log.write_text("".join(lines))
     if child.wait():
         last = "".join(line for line in lines[-8:])
