@@ -1,4 +1,4 @@
-"""Finds out, before torch is used, whether this CPU shows AMX but hides how its tiles look.
+"""What this CPU offers: cores that may be used, and whether AMX can be trusted.
 
 Some virtual machines pass the AMX flags on and hide CPUID leaf 0x1D. oneDNN then configures
 empty tiles and the first bf16 matrix product dies with SIGILL. The cure is to keep oneDNN below
@@ -79,3 +79,24 @@ def _run(script: str) -> str | None:
     command = [sys.executable or "python3", "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, cut by the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(cores, round(quota))) if quota else cores
+
+
+def _cgroup_quota() -> float | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        number = int((folder / "cpu.cfs_quota_us").read_text("utf-8"))
+        return None if number < 0 else number / int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_hf.chat import ChatTokenizer, TokenDecoder
-from triton_hf.cpu import apply_cpu_limits
+from triton_hf.cpu import apply_cpu_limits, usable_cores
 from triton_hf.engine import Engine, Job
 from triton_hf.errors import EngineError, SettingsError
 from triton_hf.requests import Conversation
@@ -314,27 +314,6 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
     model.to(torch.device(device))  # type: ignore[arg-type]  # its wrapper hides the signature
     model.train(False)
     return model, tokenizer
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, cut by the cgroup's CPU quota."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
-    return max(1, min(cores, round(quota))) if quota else cores
-
-
-def _cgroup_quota() -> float | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        number = int((folder / "cpu.cfs_quota_us").read_text("utf-8"))
-        return None if number < 0 else number / int((folder / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

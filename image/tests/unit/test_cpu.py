@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from triton_hf import cpu
-from triton_hf.transformers_engine import usable_cores
 
 
 @pytest.fixture
@@ -52,4 +51,4 @@ def test_flags_come_from_cpuinfo(tmp_path: Path) -> None:
 
 
 def test_at_least_one_core_is_used() -> None:
-    assert usable_cores() >= 1
+    assert cpu.usable_cores() >= 1
