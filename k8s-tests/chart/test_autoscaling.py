@@ -18,6 +18,7 @@ CUSTOM = {
     "series": "my_queue",
     "query": "sum by (<<.GroupBy>>) (my_queue{<<.LabelMatchers>>})",
 }
+BY_NAMESPACE = 'namespace="<<index .LabelValuesByName "namespace">>"'
 SIGNALS = ("inflight", "pending", "queueTime", "custom")
 
 
@@ -66,15 +67,22 @@ def test_nothing_scales_by_default() -> None:
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_keda_and_the_adapter_ask_the_same_question(signal: str) -> None:
     rule = adapter_rule(scaled("hpa", signal=signal))
+    matchers = 'namespace="models",pod=~"rel-triton-[0-9a-z]+-[0-9a-z]{5}"'
     filled = (
         rule["metricsQuery"]
         .replace("<<.GroupBy>>", "namespace,pod")
-        .replace(
-            "<<.LabelMatchers>>",
-            'namespace="models",pod=~"rel-triton-[0-9a-z]+-[0-9a-z]{5}"',
-        )
+        .replace("<<.LabelMatchers>>", matchers)
+        .replace(BY_NAMESPACE, matchers)
     )
     assert keda_query(scaled("keda", signal=signal)) == f"sum({filled})"
+
+
+@pytest.mark.parametrize("signal", [name for name in SIGNALS if name != "custom"])
+def test_the_adapters_query_does_not_grow_with_the_pods(signal: str) -> None:
+    """<<.LabelMatchers>> holds the name of every pod."""
+    query = adapter_rule(scaled("hpa", signal=signal))["metricsQuery"]
+    assert "LabelMatchers" not in query
+    assert query.count("{") == query.count(BY_NAMESPACE)
 
 
 @pytest.mark.parametrize("signal", SIGNALS)

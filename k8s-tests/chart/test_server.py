@@ -123,10 +123,11 @@ def test_no_pre_stop_means_no_hook() -> None:
 
 
 def test_a_rollout_needs_no_spare_gpu_by_default() -> None:
+    """5 % is one pod of fewer than 40, because Kubernetes never lets both resolve to 0."""
     strategy = render().one("Deployment")["spec"]["strategy"]
     assert strategy == {
         "type": "RollingUpdate",
-        "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+        "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "5%"},
     }
 
 
@@ -152,7 +153,7 @@ def test_a_disruption_budget_exists_only_where_it_can_be_kept(replicas: int, ren
     manifest = render({"replicas": replicas, **ONE_STORE})
     assert len(manifest.all("PodDisruptionBudget")) == rendered
     for budget in manifest.all("PodDisruptionBudget"):
-        assert budget["spec"]["maxUnavailable"] == 1
+        assert budget["spec"]["maxUnavailable"] == "5%"
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 

@@ -39,6 +39,18 @@ and labels to group by, which the adapter and KEDA fill in their own way, so bot
 {{- end -}}
 {{- end -}}
 
+{{/*
+Matchers for prometheus-adapter. <<.LabelMatchers>> would name every pod of the release, and with
+hundreds of them the query outgrows what proxies take; the adapter picks its pods from the answer.
+*/}}
+{{- define "triton.signal.adapterMatchers" -}}
+{{- if eq .Values.autoscaling.signal "custom" -}}
+<<.LabelMatchers>>
+{{- else -}}
+namespace="<<index .LabelValuesByName "namespace">>"
+{{- end -}}
+{{- end -}}
+
 {{/* Matchers of the pods of this release; the two parts behind the name are a ReplicaSet's and a pod's. */}}
 {{- define "triton.signal.matchers" -}}
 {{- printf "namespace=%q,pod=~%q" .Release.Namespace
