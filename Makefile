@@ -80,6 +80,11 @@ scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (
 	@$(PY) -m scaling.fleet --scaler hpa --sync 5 --out results/scale/hpa-sync-5
 	@$(PY) -m scaling.results results/scale/hpa results/scale/keda results/scale/hpa-sync-5
 
+.PHONY: simulation
+simulation: venv ## The chart with 200 GPU nodes and 400 servers, simulated (about 25 min), and a page
+	@PYTHONPATH=k8s-tests:image $(PY) -m scaling.simulation --out results/simulation
+	@$(PY) -m scaling.simulation_report results/simulation/simulation.json
+
 .PHONY: bench
 bench: venv ## The engine behind Triton beside its peers, and how exact its answers are (about 40 min)
 	@$(PY) image/benchmarks/peers.py --install --out results/peers.json

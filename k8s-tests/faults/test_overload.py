@@ -30,6 +30,7 @@ TOKENS = 17
 PEAK_SECONDS = 30.0
 SECONDS = 300.0
 TIMES = 5
+QUICK = 0.05  # seconds in which a refusal should come
 _MEMORY = """
 import glob
 total = 0
@@ -79,9 +80,11 @@ def test_five_times_the_peak_leaves_the_peak_and_refuses_the_rest_at_once(
     refused = [each for each in sent if "status 503" in each.fault]
     goodput = (len(sent) - len(traffic.failed(sent))) / SECONDS
     times = sorted(each.seconds for each in refused)
+    quick = sum(each < QUICK for each in times) / max(1, len(times))
     row.measured = (
         f"goodput {goodput:.1f}/s of {peak:.1f}/s ({100 * goodput / peak:.0f} %); "
         f"{len(refused)} of {len(sent)} refused, median {1000 * statistics.median(times):.0f} ms, "
+        f"{100 * quick:.1f} % under {1000 * QUICK:.0f} ms, "
         f"p99 {1000 * times[int(0.99 * len(times))]:.0f} ms; resident memory "
         f"{before >> 20} -> {early >> 20} -> {late >> 20} MiB"
     )
@@ -90,5 +93,5 @@ def test_five_times_the_peak_leaves_the_peak_and_refuses_the_rest_at_once(
         [each for each in traffic.failed(sent) if each not in refused]
     )
     assert goodput >= 0.95 * peak
-    assert statistics.median(times) < 0.05
+    assert statistics.median(times) < QUICK
     assert late < early + (32 << 20)

@@ -7,25 +7,39 @@ cluster of `make up` and holds nothing that another test could disturb.
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
+import ssl
 import subprocess
 import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import psutil
 import yaml
 
 from cluster import binaries
-from support import wait
+from support import helm, wait
 from support.place import Place
 from support.prometheus import free_port
 
 PROGRAMS = (
     *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok"),
-    *("helm", "prometheus", "prometheus-adapter"),
+    *("helm", "prometheus", "prometheus-adapter", "prometheus-operator-crds.yaml"),
+    "kube-state-metrics",
 )
-GROUPS = "custom.metrics.k8s.io"
+METRICS_API = "custom.metrics.k8s.io"
+ADAPTER_NAMESPACE = "monitoring"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a process has used: CPU seconds since its start, resident bytes now."""
+
+    cpu_seconds: float
+    resident_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +50,10 @@ class ControlPlane:
         place: for kubectl and helm.
         programs: paths of the programs by name.
         folder: where logs and certificates are.
+        url: of the API server.
         controllers_port: HTTPS port of the controller manager, with its metrics.
         token: lets in everywhere.
+        processes: number of each running program by name.
     """
 
     place: Place
@@ -46,6 +62,35 @@ class ControlPlane:
     url: str
     controllers_port: int
     token: str
+    processes: dict[str, int] = field(default_factory=dict)
+
+    def get(self, path: str, *, port: int | None = None) -> bytes:
+        """Return the body of a GET from the API server, or from another component's HTTPS port.
+
+        Raises:
+            OSError: nobody answers, or with an error.
+        """
+        base = self.url if port is None else f"https://127.0.0.1:{port}"
+        request = urllib.request.Request(  # noqa: S310
+            base + path, headers={"Authorization": f"Bearer {self.token}"}
+        )
+        # Certificates are those that each component has made itself, on loopback.
+        trusting = ssl._create_unverified_context()  # noqa: S323
+        with urllib.request.urlopen(request, timeout=60, context=trusting) as answer:  # noqa: S310
+            body: bytes = answer.read()
+            return body
+
+    def usage(self) -> dict[str, Usage]:
+        """Return what each program has used so far."""
+        found = {}
+        for name, number in self.processes.items():
+            process = psutil.Process(number)
+            times = process.cpu_times()
+            found[name] = Usage(
+                cpu_seconds=times.user + times.system,
+                resident_bytes=process.memory_info().rss,
+            )
+        return found
 
 
 def certificates(folder: Path) -> None:
@@ -61,9 +106,9 @@ def certificates(folder: Path) -> None:
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
-def kubeconfig(url: str, token: str) -> str:
-    """Return a kubeconfig that trusts whatever certificate the API server has made itself."""
-    cluster = {"server": url, "insecure-skip-tls-verify": True}
+def kubeconfig(url: str, token: str, certificate: Path) -> str:
+    """Return a kubeconfig that trusts the certificate that the API server makes for itself."""
+    cluster = {"server": url, "certificate-authority": str(certificate)}
     return yaml.safe_dump(
         {
             "apiVersion": "v1",
@@ -111,26 +156,133 @@ def running(folder: Path, *, sync_seconds: int = 15) -> Iterator[ControlPlane]:
     etcd, peer, port, controllers, scheduler = (free_port() for _ in range(5))
     url = f"https://127.0.0.1:{port}"
     config = folder / "kubeconfig"
-    config.write_text(kubeconfig(url, token))
+    config.write_text(kubeconfig(url, token, folder / "apiserver" / "apiserver.crt"))
     here = Place(kubeconfig=config, push="", pull="", embedded=True)
+    made = ControlPlane(
+        place=here,
+        programs=paths,
+        folder=folder,
+        url=url,
+        controllers_port=controllers,
+        token=token,
+    )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(program(folder, "etcd", _etcd(paths, etcd, peer)))
-        stack.enter_context(program(folder, "apiserver", _apiserver(paths, etcd, port)))
-        wait.until(lambda: _ready(here, paths), seconds=90, every=0.5)
-        for name, command in (
-            ("controllers", _controllers(paths, config, controllers, sync_seconds)),
-            ("scheduler", _scheduler(paths, config, scheduler)),
-            ("kwok", [str(paths["kwok"]), f"--kubeconfig={config}", "--manage-all-nodes=true"]),
-        ):
-            stack.enter_context(program(folder, name, command))
-        yield ControlPlane(
-            place=here,
-            programs=paths,
-            folder=folder,
-            url=url,
-            controllers_port=controllers,
-            token=token,
-        )
+
+        def start(name: str, command: Sequence[str]) -> None:
+            made.processes[name] = stack.enter_context(program(folder, name, command)).pid
+
+        start("etcd", _etcd(paths, etcd, peer))
+        start("apiserver", _apiserver(paths, etcd, port))
+        wait.until(lambda: _ready(here), seconds=90, every=0.5)
+        start("controllers", _controllers(paths, config, controllers, sync_seconds))
+        start("scheduler", _scheduler(paths, config, scheduler))
+        start("kwok", _kwok(paths, config, folder))
+        yield made
+
+
+@contextlib.contextmanager
+def state_metrics(plane: ControlPlane) -> Iterator[int]:
+    """Run kube-state-metrics until the block ends; yield its loopback port."""
+    port = free_port()
+    command = [str(plane.programs["kube-state-metrics"]), "--host=127.0.0.1", f"--port={port}"]
+    command += [f"--kubeconfig={plane.folder / 'kubeconfig'}", "--telemetry-host=127.0.0.1"]
+    command += [f"--telemetry-port={free_port()}"]
+    kinds = ("deployments", "horizontalpodautoscalers", "jobs", "nodes", "persistentvolumeclaims")
+    command += [f"--resources={','.join([*kinds, 'pods', 'replicasets', 'statefulsets'])}"]
+    with program(plane.folder, "kube-state-metrics", command) as process:
+        plane.processes["kube-state-metrics"] = process.pid
+        try:
+            yield port
+        finally:
+            del plane.processes["kube-state-metrics"]
+
+
+@contextlib.contextmanager
+def adapter(
+    plane: ControlPlane, prometheus: str, rules: Mapping[str, Any], *, name: str = "adapter"
+) -> Iterator[int]:
+    """Run a prometheus-adapter on loopback until the block ends; yield its HTTPS port.
+
+    Args:
+        plane: a running control plane.
+        prometheus: base URL.
+        rules: the adapter's configuration.
+        name: tells it from another one.
+
+    Raises:
+        TimeoutError: it does not answer; see NAME.log.
+    """
+    port = free_port()
+    config = plane.folder / "kubeconfig"
+    file = plane.folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(dict(rules), width=1000))
+    options = {
+        "secure-port": port,
+        "bind-address": "127.0.0.1",
+        "cert-dir": name,
+        "prometheus-url": prometheus,
+        "config": file,
+        "metrics-relist-interval": "5s",
+        "metrics-max-age": "60s",
+        "lister-kubeconfig": config,
+        "authentication-kubeconfig": config,
+        "authorization-kubeconfig": config,
+    }
+    command = [str(plane.programs["prometheus-adapter"])]
+    command += [f"--{key}={value}" for key, value in options.items()]
+    with program(plane.folder, name, command) as process:
+        plane.processes[name] = process.pid
+        try:
+            wait.until(lambda: bool(plane.get("/readyz", port=port)), seconds=60, every=0.5)
+            yield port
+        finally:
+            del plane.processes[name]
+
+
+def serve_metrics(plane: ControlPlane, port: int) -> None:
+    """Put the adapter on a loopback port behind the API server, and wait until it answers there.
+
+    The API server reaches it by a Service of the type ExternalName, because no pod network exists.
+
+    Raises:
+        TimeoutError: the API server gets no answer; see apiserver.log.
+    """
+    helm.run(plane.place, "kubectl", "apply", "-f", "-", stdin=_metrics_service(port))
+    wait.until(lambda: bool(plane.get(f"/apis/{METRICS_API}/v1beta2")), seconds=60, every=0.5)
+
+
+def _metrics_service(port: int) -> str:
+    meta = {"name": "prometheus-adapter", "namespace": ADAPTER_NAMESPACE}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {
+            "type": "ExternalName",
+            "externalName": "localhost",
+            "ports": [{"port": port}],
+        },
+    }
+    registration = {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": f"v1beta2.{METRICS_API}"},
+        "spec": {
+            "group": METRICS_API,
+            "version": "v1beta2",
+            "groupPriorityMinimum": 100,
+            "versionPriority": 100,
+            "insecureSkipTLSVerify": True,
+            "service": {**meta, "port": port},
+        },
+    }
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": ADAPTER_NAMESPACE},
+    }
+    items = [namespace, service, registration]
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
 
 
 def _etcd(paths: dict[str, Path], port: int, peer: int) -> list[str]:
@@ -175,9 +327,6 @@ def _controllers(paths: dict[str, Path], config: Path, port: int, sync: int) -> 
         "leader-elect": "false",
         "service-account-private-key-file": "sa.key",
         "horizontal-pod-autoscaler-sync-period": f"{sync}s",
-        # 400 pods at the default 20 requests a second would measure the limit of the client.
-        "kube-api-qps": 200,
-        "kube-api-burst": 400,
     }
     name = "kube-controller-manager"
     return [str(paths[name]), *(f"--{key}={value}" for key, value in options.items())]
@@ -189,18 +338,13 @@ def _scheduler(paths: dict[str, Path], config: Path, port: int) -> list[str]:
     return [*command, "--bind-address=127.0.0.1", f"--secure-port={port}"]
 
 
-def _ready(here: Place, paths: dict[str, Path]) -> bool:
-    command = [str(paths["kubectl"]), "get", "--raw=/readyz"]
-    return (
-        subprocess.run(command, env=here.environment(), capture_output=True, check=False).returncode
-        == 0
-    )
+def _kwok(paths: dict[str, Path], config: Path, folder: Path) -> list[str]:
+    stages = folder / "stages.yaml"
+    texts = [paths[name].read_text("utf-8") for name in ("kwok-ready.yaml", "kwok-heartbeat.yaml")]
+    stages.write_text("\n---\n".join(texts), encoding="utf-8")
+    command = [str(paths["kwok"]), f"--kubeconfig={config}", f"--config={stages}"]
+    return [*command, "--manage-all-nodes=true", "--node-lease-duration-seconds=40"]
 
 
-def answers(url: str) -> bool:
-    """Whether something answers a plain GET with 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+def _ready(here: Place) -> str:
+    return helm.run(here, "kubectl", "get", "--raw=/readyz")

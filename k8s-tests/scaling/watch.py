@@ -112,6 +112,10 @@ class Watcher:
         for running in self._watches:
             running.stop()  # type: ignore[no-untyped-call]
 
+    def ready_pods(self) -> list[str]:
+        """Return the names of the pods that are ready now."""
+        return [name for name, known in list(self._pods.items()) if known.get("Ready", False)]
+
     def _follow(self, call: Any, words: dict[str, Any], handle: Callable[[str, Any], None]) -> None:
         while not self._stopping.is_set():
             stream = watch.Watch()  # type: ignore[no-untyped-call]
