@@ -24,7 +24,7 @@ from triton_hf.metrics import Metrics, TritonPublisher
 from triton_hf.responder import Responder
 from triton_hf.runtime import write_termination_log
 from triton_hf.settings import ModelSettings, parse_settings
-from triton_hf.stream_server import StreamServer
+from triton_hf.stream_server import StreamServer, events_per_second
 
 INPUTS = ("user_message", "system_message", "messages")
 CANCEL_POLL_SECONDS = 0.2
@@ -57,7 +57,9 @@ class TextModel:
         self._service = Service(engine=self._engine, metrics=metrics)
         self._replies = _Replies()
         self._watch = CancelWatch(self._service.cancel)
-        self._streams = StreamServer(model=name, service=self._service)
+        self._streams = StreamServer(
+            model=name, service=self._service, events_per_second=events_per_second(settings)
+        )
         self._streams.start()
 
     def execute(self, requests: Sequence[Any]) -> None:

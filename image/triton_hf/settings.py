@@ -49,6 +49,9 @@ class ModelSettings:
         max_queue: How many more may wait; the next one is refused.
         max_prompt_tokens: Longest prompt in tokens, after the chat template.
         max_total_tokens: Longest prompt plus answer in tokens.
+        stream_events: Most events a second that all streams of the model send together while more
+            than a few are open; an event then carries several tokens. 0 sends every token alone,
+            None leaves it to the number of cores.
     """
 
     engine: str = "transformers"
@@ -62,6 +65,7 @@ class ModelSettings:
     max_queue: int = 64
     max_prompt_tokens: int = 1024
     max_total_tokens: int = 2048
+    stream_events: int | None = None
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
     simulated: SimulatedSettings = dataclasses.field(default_factory=SimulatedSettings)
 
@@ -135,6 +139,7 @@ _COMMON: dict[str, Callable[[str, str], Any]] = {
     "max_queue": _Integer(low=0, high=1_000_000),
     "max_prompt_tokens": _Integer(low=1, high=_MAX_TOKENS),
     "max_total_tokens": _Integer(low=2, high=_MAX_TOKENS),
+    "stream_events": _Integer(low=0, high=1_000_000),
     "device": _Choice(values=DEVICES),
 }
 _TRANSFORMERS: dict[str, Callable[[str, str], Any]] = {

@@ -11,9 +11,24 @@ from typing import Any
 
 from triton_hf import wire
 from triton_hf.answers import Service, error_code
+from triton_hf.cpu import usable_cores
 from triton_hf.engine import Event, Job
 from triton_hf.errors import EngineError, TritonHFError
 from triton_hf.runtime import socket_path
+from triton_hf.settings import ModelSettings
+
+# An event takes a third of a millisecond of a core on its way through two processes and Triton.
+EVENTS_PER_CORE = 100
+
+
+def events_per_second(settings: ModelSettings) -> float:
+    """The most events a second that a model's streams send; 0 where there is no limit.
+
+    A simulated model sends every token, because its times are what is asked for.
+    """
+    if settings.stream_events is not None:
+        return float(settings.stream_events)
+    return 0.0 if settings.engine == "simulated" else float(EVENTS_PER_CORE * usable_cores())
 
 
 class StreamServer:
@@ -22,10 +37,17 @@ class StreamServer:
     When a connection ends, the jobs that came over it are cancelled.
     """
 
-    def __init__(self, *, model: str, service: Service) -> None:
-        """Listen for the companion of this model, from `start` on."""
+    def __init__(self, *, model: str, service: Service, events_per_second: float = 0.0) -> None:
+        """Listen for the companion of this model, from `start` on.
+
+        Args:
+            model: its name.
+            service: what answers.
+            events_per_second: see `wire.Outbox`.
+        """
         self._path = socket_path(model)
         self._service = service
+        self._events_per_second = events_per_second
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connections: set[socket.socket] = set()
 
@@ -58,7 +80,7 @@ class StreamServer:
             ).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        session = _Session(connection, self._service)
+        session = _Session(connection, self._service, self._events_per_second)
         try:
             for message in wire.read_messages(connection):
                 session.handle(message)
@@ -71,11 +93,15 @@ class StreamServer:
 class _Session:
     """The open requests of one connection."""
 
-    def __init__(self, connection: socket.socket, service: Service) -> None:
+    def __init__(
+        self, connection: socket.socket, service: Service, events_per_second: float
+    ) -> None:
         self._service = service
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}
-        self._outbox = wire.Outbox(connection, on_broken=self._cancel_all)
+        self._outbox = wire.Outbox(
+            connection, on_broken=self._cancel_all, messages_per_second=events_per_second
+        )
 
     def handle(self, message: dict[str, Any]) -> None:
         number = message["id"]

@@ -12,10 +12,12 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 Message = dict[str, Any]
+FEW = 4  # open answers up to which every token goes at once
 
 
 def is_last(message: Message) -> bool:
@@ -27,24 +29,49 @@ class Outbox:
     """Sends messages from a thread of its own; merges what a slow reader has not taken.
 
     Tokens of one answer that wait at the same time become one message: under load fewer and
-    larger messages cross the border, with one token each when there is none.
+    larger messages cross the border, with one token each when there is none. With a pace, that is
+    so too while the reader is quick: each message costs the machine more than its token.
     """
 
-    def __init__(self, connection: socket.socket, *, on_broken: Callable[[], None]) -> None:
-        """Own the sending side of a connection."""
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        on_broken: Callable[[], None],
+        messages_per_second: float = 0.0,
+    ) -> None:
+        """Own the sending side of a connection.
+
+        Args:
+            connection: a stream socket.
+            on_broken: called once when the other side is gone.
+            messages_per_second: most messages a second while more than a few answers are open; the
+                first and the last of an answer never wait. 0 sends each at once.
+        """
         self._connection = connection
         self._on_broken = on_broken
+        self._pace = messages_per_second
         self._changed = threading.Condition()
         self._pending: dict[int, Message] = {}
+        self._open: set[int] = set()
+        self._urgent: set[int] = set()
+        self._next = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="outbox", daemon=True)
         self._thread.start()
 
     def put(self, message: Message) -> None:
         """Queue a message; never blocks on the socket."""
+        number = message["id"]
         with self._changed:
-            known = self._pending.get(message["id"])
-            self._pending[message["id"]] = merge(known, message) if known else message
+            known = self._pending.get(number)
+            self._pending[number] = merge(known, message) if known else message
+            if number not in self._open or is_last(message):
+                self._urgent.add(number)
+            if is_last(message):
+                self._open.discard(number)
+            else:
+                self._open.add(number)
             self._changed.notify()
 
     def close(self) -> None:
@@ -58,17 +85,33 @@ class Outbox:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not self._pending and not self._closed:
-                    self._changed.wait()
-                pending, self._pending = self._pending, {}
-            if not pending:
+                taken = self._take()
+            if not taken:
                 return
-            lines = "".join(f"{json.dumps(message)}\n" for message in pending.values())
+            lines = "".join(f"{json.dumps(message)}\n" for message in taken)
             try:
                 self._connection.sendall(lines.encode())
             except OSError:
                 self._on_broken()
                 return
+
+    def _take(self) -> list[Message]:
+        """Wait for messages that may go, and return them; none when closed. Holds the lock."""
+        while not self._closed:
+            rest = self._next - time.monotonic()
+            if self._pending and (rest <= 0 or self._urgent):
+                break
+            self._changed.wait(rest if self._pending else None)
+        else:
+            rest = 0.0
+        numbers = list(self._pending if rest <= 0 else self._urgent)
+        taken = [self._pending.pop(number) for number in numbers]
+        self._urgent.clear()
+        if self._pace and len(self._open) > FEW:
+            self._next = max(self._next, time.monotonic()) + len(taken) / self._pace
+        else:
+            self._next = 0.0
+        return taken
 
 
 def merge(first: Message, second: Message) -> Message:

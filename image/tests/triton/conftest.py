@@ -43,12 +43,13 @@ def _missing() -> str | None:
 SIMULATED = {
     "quick": {"ttft_ms": "5", "inter_token_ms": "2", "slots": "8", "max_total_tokens": "4096"},
     "tight": {"ttft_ms": "5", "inter_token_ms": "20", "slots": "1", "max_queue": "1"},
+    "paced": {"ttft_ms": "5", "inter_token_ms": "5", "slots": "8", "stream_events": "100"},
 }
 
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server with `quick` (8 slots) and `tight` (1 slot, 1 may wait)."""
+    """A server with `quick` (8 slots), `tight` (1 slot, 1 may wait), `paced` (100 events/s)."""
     folder = tmp_path_factory.mktemp("simulated")
     for name, parameters in SIMULATED.items():
         write_model(

@@ -96,6 +96,24 @@ def test_a_stream_and_a_whole_answer_have_the_same_text(simulated: Client) -> No
     assert events[-1]["completion_tokens"] == whole["completion_tokens"]
 
 
+def test_many_streams_carry_several_tokens_in_an_event_and_one_carries_one(
+    simulated: Client,
+) -> None:
+    def stream(word: str) -> list[dict[str, Any]]:
+        return simulated.stream("paced", user_message=word, max_tokens=60)
+
+    alone = stream("a")
+    with ThreadPoolExecutor(8) as pool:
+        crowd = list(pool.map(stream, "abcdefgh"))
+    assert len(alone) >= 60
+    for word, events in zip("abcdefgh", crowd, strict=True):
+        assert "".join(event["text_output"] for event in events) == " ".join([word] * 60)
+        assert events[0]["completion_tokens"] == 1
+        assert events[-1]["completion_tokens"] == 60
+    # 480 tokens in 0.3 s; 100 events a second, and a first and a last one for each stream.
+    assert sum(map(len, crowd)) < 240
+
+
 def test_the_companion_gives_one_answer_when_no_stream_is_wanted(simulated: Client) -> None:
     status, answer = simulated.generate(
         "quick_stream", user_message="a b", max_tokens=3, stream=False
