@@ -226,8 +226,8 @@ def breaks(found: Mapping[str, Any]) -> list[str]:
     store, *others = paper(found)
     lines = [
         "**Nothing of the control plane.** A look takes "
-        f"{1000 * each:.1f} ms a pod on this machine; if that stays so, it lasts as long as the "
-        f"sync with some {_round(found['sync_seconds'] / each)} pods. What breaks is what pods need:",
+        f"{1000 * each:.1f} ms a pod here; if that stays so, it lasts as long as the sync "
+        f"with some {_round(found['sync_seconds'] / each)} pods. What breaks is what they need:",
         store,
     ]
     if found.get("unplaced_message"):
