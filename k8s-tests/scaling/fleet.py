@@ -1,10 +1,11 @@
 """Step responses of several releases side by side: twenty of them in minutes.
 
 Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [--releases 2]
-       [--rounds 10] (PYTHONPATH=k8s-tests)
+       [--rounds 10] [--model simulated|smollm2-135m] (PYTHONPATH=k8s-tests)
 
-Each release is the light image with a simulated model in a namespace of its own; its rounds begin
-at random moments, so that they meet every phase of the autoscaler's sync. `--sync` changes how
+Each release is the light image with a simulated model, or the full one with SmolLM2, in a namespace
+of its own; its rounds begin at random moments, so that they meet every phase of the autoscaler's
+sync. `--sync` changes how
 often the autoscaler of the embedded cluster looks, for the time of the run.
 Writes DIR/fleet.json and DIR/fleet.png; exit codes as those of scaling.step.
 """
@@ -96,15 +97,12 @@ def _replace(here: place.Place, manifest: Path, text: str) -> None:
     wait.until(renewed, seconds=120)
 
 
-def play(made: Release, number: int, rounds: int) -> tuple[list[Round], list[str]]:
+def play(made: Release, number: int, rounds: int, model: str) -> tuple[list[Round], list[str]]:
     """Play the rounds of one release; return them and the faults of its requests."""
     pause = random.Random(number)  # noqa: S311  # moments, not secrets
     labels = f'namespace="{made.namespace}", release="{made.name}"'
     played: list[Round] = []
-    with step.staged(made, releases.MODEL, prometheus=None, labels=labels, max_tokens=32) as (
-        stage,
-        _,
-    ):
+    with step.staged(made, model, prometheus=None, labels=labels, max_tokens=32) as (stage, _):
         for count in range(rounds):
             time.sleep(pause.uniform(0, 20))
             played.append(step.run_round(stage, PLAN))
@@ -114,7 +112,7 @@ def play(made: Release, number: int, rounds: int) -> tuple[list[Round], list[str
 
 
 def run(
-    here: place.Place, *, scaler: str, count: int, rounds: int
+    here: place.Place, *, scaler: str, count: int, rounds: int, model: str
 ) -> tuple[list[Round], list[str]]:
     """Install the releases, play all rounds, remove everything; return rounds and faults."""
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
@@ -122,20 +120,27 @@ def run(
         def install(number: int) -> Release:
             step.say(f"installs release {number} of {count}")
             name = f"fleet-{scaler}-{uuid.uuid4().hex[:5]}"
-            return stack.enter_context(releases.installed(here, name, scaler=scaler))
+            return stack.enter_context(releases.installed(here, name, scaler=scaler, model=model))
 
         # The first one alone: it may have to teach the adapter a rule that all share.
         made = [install(1), *pool.map(install, range(2, count + 1))]
-        results = list(pool.map(play, made, range(1, count + 1), [rounds] * count))
+        results = list(pool.map(play, made, range(1, count + 1), [rounds] * count, [model] * count))
     played = [each for part, _ in results for each in part]
     return played, sorted({fault for _, part in results for fault in part})
 
 
 def report(
-    played: Sequence[Round], faults: Sequence[str], *, scaler: str, sync: str, count: int
+    played: Sequence[Round],
+    faults: Sequence[str],
+    *,
+    scaler: str,
+    sync: str,
+    count: int,
+    model: str = releases.MODEL,
 ) -> dict[str, Any]:
     """Return what is written as fleet.json; all times in seconds after the step."""
     return {
+        "model": model,
         "scaler": scaler,
         "sync": sync,
         "releases": count,
@@ -158,7 +163,7 @@ def report(
 def table(found: dict[str, Any]) -> str:
     """Return mean, median and worst of each time as lines for a terminal."""
     lines = [
-        f"{found['scaler']}, sync {found['sync']}: {found['rounds']} steps, "
+        f"{found['model']}, {found['scaler']}, sync {found['sync']}: {found['rounds']} steps, "
         f"{found['failed']} of {found['requests']} requests failed",
         f"{'seconds after the step':<26}{'mean':>8}{'median':>8}{'worst':>8}{'steps':>7}",
     ]
@@ -179,18 +184,32 @@ def main() -> int:
     parser.add_argument("--sync", type=int, help="seconds between two looks of the autoscaler")
     parser.add_argument("--releases", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10, help="of each release")
+    parser.add_argument(
+        "--model", choices=(releases.MODEL, releases.SMOLLM2), default=releases.MODEL
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     try:
         here = place.current()
         with hpa_sync(here, options.sync) as sync:
             played, faults = run(
-                here, scaler=options.scaler, count=options.releases, rounds=options.rounds
+                here,
+                scaler=options.scaler,
+                count=options.releases,
+                rounds=options.rounds,
+                model=options.model,
             )
     except (helm.CommandFailedError, TimeoutError) as error:
         print(f"fleet: {error}", file=sys.stderr)
         return 1
-    found = report(played, faults, scaler=options.scaler, sync=sync, count=options.releases)
+    found = report(
+        played,
+        faults,
+        scaler=options.scaler,
+        sync=sync,
+        count=options.releases,
+        model=options.model,
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "fleet.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     step_plot.draw_all(options.out / "fleet.png", played, title=table(found).splitlines()[0])

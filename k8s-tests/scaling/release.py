@@ -24,6 +24,16 @@ PARAMETERS = {
     "max_queue": 256,
     "max_tokens": 33,
 }
+# The real one, with as many slots.
+SMOLLM2 = "smollm2-135m"
+REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+REAL: dict[str, Any] = {
+    "device": "cpu",
+    "slots": SLOTS,
+    "max_queue": 256,
+    "max_prompt_tokens": 256,
+    "max_total_tokens": 512,
+}
 METRIC = "triton_requests_inflight"
 
 
@@ -37,6 +47,7 @@ def values(
     settle: int = 15,
     target: int = TARGET,
     parameters: Mapping[str, int] = PARAMETERS,
+    model: str = MODEL,
 ) -> dict[str, Any]:
     """Return values of a release that follows its load.
 
@@ -49,9 +60,13 @@ def values(
         settle: scaleDown.stabilizationWindowSeconds.
         target: requests in flight that the autoscaler wants in a pod.
         parameters: of the simulated model.
+        model: `simulated`, or SMOLLM2 on the full image.
     """
-    spec = {"engine": "simulated", "parameters": dict(parameters)}
-    return small.values(here, host, models={MODEL: spec}) | {
+    if model == SMOLLM2:
+        spec: dict[str, Any] = {"repository": REPOSITORY, "parameters": REAL}
+    else:
+        spec = {"engine": "simulated", "parameters": dict(parameters)}
+    return small.values(here, host, models={model: spec}, light=model != SMOLLM2) | {
         "shutdown": {"preStopSeconds": 5, "drainSeconds": 30},
         # Each look is a process in the pod; with a dozen new pods, one a second keeps a core busy.
         "probes": {"startup": {"budgetSeconds": 180, "periodSeconds": 2}},

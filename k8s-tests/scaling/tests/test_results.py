@@ -47,3 +47,10 @@ def test_each_run_is_a_row_with_its_plot() -> None:
     assert "| hpa, 15s | 20 |" in text
     assert "| 8.0 / 16.0 |" in text
     assert "![keda-sync-15s](results/keda-sync-15s.png)" in text
+
+
+def test_a_real_model_has_rows_and_plots_of_its_own() -> None:
+    simulated, real = {"scaler": "hpa", "sync": "15s"}, {"scaler": "hpa", "sync": "15s"}
+    real["model"] = "smollm2-135m"
+    assert results.name(simulated) == "hpa-sync-15s"
+    assert results.name(real) == "smollm2-135m-hpa-sync-15s"

@@ -71,7 +71,7 @@ def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path)
     assert (found["requests"], found["failed"], found["rounds"]) == (200, 1, 2)
     assert found["ready_after_decided_seconds"] == [5.0]
     lines = fleet.table(found).splitlines()
-    assert lines[0] == "hpa, sync 15s: 2 steps, 1 of 200 requests failed"
+    assert lines[0] == "simulated, hpa, sync 15s: 2 steps, 1 of 200 requests failed"
     assert next(line for line in lines if line.startswith("decided")).split()[1:] == [
         "6.0", "6.0", "8.0", "2",
     ]  # fmt: skip
