@@ -1,4 +1,4 @@
-"""`python3 -m cluster up|hub|down|status|preflight|reset` (PYTHONPATH=k8s-tests)."""
+"""`python3 -m cluster packages|up|hub|down|status|preflight|reset` (PYTHONPATH=k8s-tests)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def main() -> int:
         choices=EXTRAS,
         help="an add-on more; repeat it for several; what is there already stays",
     )
+    verbs.add_parser("packages", help="install the Debian packages that are missing")
     verbs.add_parser("down", help="remove the cluster; images and programs stay cached")
     verbs.add_parser("reset", help="down, and remove the images of nodes and registry")
     verbs.add_parser("hub", help="start the mirror of the Hub beside the nodes")
@@ -63,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
             )
         case "down" | "reset":
             lifecycle.down(everything=options.verb == "reset")
+        case "packages":
+            lifecycle.packages()
         case "hub":
             with lifecycle.step("Hub mirror"):
                 services.start_hub()

@@ -91,9 +91,8 @@ def up(*, hpa_sync: str = "15s", node_grace: str = "20s", extras: Sequence[str] 
     groups = ("core", *extras)
     if found := preflight.faults(groups):
         raise UnfitError("; ".join(found))
+    packages()
     with alone():
-        with step("packages"):
-            preflight.install_packages()
         binaries.ensure(groups)
         with step("images of the cluster"):
             archives = images.archives([*images.CONTROL_PLANE, *addons.archives(names)])
@@ -105,6 +104,12 @@ def up(*, hpa_sync: str = "15s", node_grace: str = "20s", extras: Sequence[str] 
         with step("add-ons"):
             SYSTEM.import_images(archives[name] for name in addons.archives(names))
             _addons(names)
+
+
+def packages() -> None:
+    """Install the Debian packages that are missing; the images are built with some of them, too."""
+    with alone(), step("packages"):
+        preflight.install_packages()
 
 
 def healthy() -> bool:

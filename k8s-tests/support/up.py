@@ -31,7 +31,9 @@ def build_command(target: str, *, push: str = "", plain_http: bool = False) -> l
 def embedded_steps() -> list[Step]:
     """Return the steps on a machine without a cluster."""
     return [
-        Step(name="cluster", command=[sys.executable, "-m", "cluster", "up"]),
+        # Both the cluster and the images are made with what Debian's packages bring.
+        Step(name="packages", command=[sys.executable, "-m", "cluster", "packages"]),
+        Step(name="cluster", command=[sys.executable, "-m", "cluster", "up"], after=("packages",)),
         Step(name="environment", command=["make", "--no-print-directory", "venv"]),
         Step(
             name="model",
@@ -39,7 +41,7 @@ def embedded_steps() -> list[Step]:
             after=("environment",),
         ),
         Step(name="hub", command=[PYTHON, "-m", "cluster", "hub"], after=("model", "cluster")),
-        Step(name="image-light", command=build_command("light")),
+        Step(name="image-light", command=build_command("light"), after=("packages",)),
         Step(name="image", command=build_command("full"), after=("image-light",)),
     ]
 
