@@ -6,13 +6,13 @@ Three measurements:
 
 - float32: greedy answers of the engine, many at once, against `generate` of transformers, one at a
   time. They have to be the same.
-- bfloat16, perplexity of a text (Python's own documentation): the native step token by token,
-  torch, and torch in float32.
+- bfloat16, perplexity of a text (Python's own documentation): the native step token by token, the
+  same with weights in int8, torch, and torch in float32.
 - bfloat16, greedy answers of the native step, read again by torch: where torch would have said
   another token first, how much higher it rates its own. Two tokens within a quarter are a tie.
 
 Exit code 1 when an answer in float32 differs, the perplexity is more than 0.5 % off that of torch,
-or a first other token was no tie.
+or a first other token was no tie; 2 when the native step does not run here.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from engine import ROOT, Client, start_engine  # the script beside this one; sets the path
+from triton_native.library import UnavailableError
 
 from support.models import ensure_smollm2
 from triton_hf.cpu import apply_cpu_limits
@@ -177,14 +178,22 @@ def perplexities(folder: Path, tokens: int, since: float) -> dict[str, float]:
         torch_logits = model(torch.tensor([ids])).logits[0].float()
         exact = model.float()(torch.tensor([ids])).logits[0]
     say(f"perplexity of torch over {len(ids)} tokens", since)
-    runner = native_runner(folder, positions=tokens + 1)
-    with torch.inference_mode():
-        sequence = runner.begin()
-        rows = [runner.extend(sequence, ids[:1])[0].clone()]
-        runner.join(sequence)
-        rows += [runner.step([token])[0].clone() for token in ids[1:]]
-    say("perplexity of the native step", since)
-    by_system = {"native": torch.stack(rows), "torch": torch_logits, "torch, float32": exact}
+    by_system = {"torch": torch_logits, "torch, float32": exact}
+    for system, int8 in (("native", False), ("native, int8", True)):
+        try:
+            runner = native_runner(folder, positions=tokens + 1, int8=int8)
+        except UnavailableError as error:
+            if not int8:
+                raise
+            say(f"{system}: {error}", since)
+            continue
+        with torch.inference_mode():
+            sequence = runner.begin()
+            rows = [runner.extend(sequence, ids[:1])[0].clone()]
+            runner.join(sequence)
+            rows += [runner.step([token])[0].clone() for token in ids[1:]]
+        by_system[system] = torch.stack(rows)
+        say(f"perplexity of the step: {system}", since)
     following = torch.tensor(ids[1:])
     return {
         system: math.exp(torch.nn.functional.cross_entropy(logits[:-1].float(), following).item())
@@ -192,16 +201,22 @@ def perplexities(folder: Path, tokens: int, since: float) -> dict[str, float]:
     }
 
 
-def native_runner(folder: Path, *, positions: int) -> Any:
+def native_runner(folder: Path, *, positions: int, int8: bool = False) -> Any:
     """Return the native step on weights of its own."""
     import torch
+    from transformers import AutoConfig
+    from triton_native.checkpoint import FolderCheckpoint
     from triton_native.runner import NativeRunner
 
-    model, _ = load_model(folder, ModelSettings(repo_id="accuracy"))
-    threads = torch.get_num_threads()
-    return NativeRunner(
-        model, slots=BATCH, positions=positions, threads=threads, cache=cache_root()
-    )
+    with FolderCheckpoint(folder, AutoConfig.from_pretrained(folder)) as files:
+        return NativeRunner(
+            files,
+            slots=BATCH,
+            positions=positions,
+            threads=torch.get_num_threads(),
+            cache=cache_root(),
+            int8=int8,
+        )
 
 
 def divergences(options: argparse.Namespace, folder: Path, since: float) -> list[float]:
@@ -280,7 +295,11 @@ def main() -> int:
     apply_cpu_limits()
     since = time.monotonic()
     folder = ensure_smollm2().folder
-    perplexity = perplexities(folder, options.text, since)
+    try:
+        perplexity = perplexities(folder, options.text, since)
+    except UnavailableError as error:
+        print(f"accuracy: {error}", file=sys.stderr)
+        return 2
     gaps = divergences(options, folder, since)
     found = Accuracy(
         prompts=options.prompts,

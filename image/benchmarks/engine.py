@@ -57,7 +57,7 @@ class LocalEngine(TransformersEngine):
     folder: Path
 
     def _load(self) -> None:
-        self._use(*load_model(self.folder, self.settings))
+        self._open(self.folder)
 
 
 class Client:

@@ -48,7 +48,7 @@ from benchmarks.systems.workers import ContinuousBatching, Engine, OpenVino  # n
 from support.models import LocalModel, ensure_smollm2  # noqa: E402
 
 SYSTEMS = ("ours", "engine", "llama.cpp", "openvino", "transformers-cb", "tutorial", "vllm")
-SYSTEMS += ("llama.cpp-q8_0", "openvino-q8_0")
+SYSTEMS += ("ours-int8", "llama.cpp-q8_0", "openvino-q8_0")
 SHAPES = [Shape.parse(text) for text in ("64/64", "128/128", "1000/64")]
 START = time.monotonic()
 
@@ -63,6 +63,7 @@ def systems(name: str, *, model: LocalModel, clients: int, longest: int) -> list
     room: dict[str, Any] = {"model": model, "clients": clients, "longest": longest}
     made: dict[str, Callable[[], list[System]]] = {
         "ours": lambda: [OurTriton(streams=False, **room), OurTriton(streams=True, **room)],
+        "ours-int8": lambda: [OurTriton(streams=False, weights="int8", **room)],
         "engine": lambda: [Engine(**room)],
         "llama.cpp": lambda: [LlamaCpp(kind="bf16", **room)],
         "llama.cpp-q8_0": lambda: [LlamaCpp(kind="q8_0", **room)],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from triton_hf.settings import ModelSettings
 
 if TYPE_CHECKING:
     import torch
+    from triton_native.checkpoint import Checkpoint
 
 
 class Runner(Protocol):
@@ -83,42 +85,81 @@ def make_runner(model: Any, settings: ModelSettings) -> Runner | MixingRunner:
 
     native = native_runner(model, settings)
     if native is not None:
-        # What is left for torch is to choose tokens; its threads would be in the way of the step.
-        torch.set_num_threads(1)
         return native
     runner = TorchRunner(model, slots=settings.slots)
     with torch.inference_mode():
-        pack_linears(model)
+        pack_linears(model, int8=settings.weights == "int8")
     return runner
 
 
 def native_runner(model: Any, settings: ModelSettings) -> MixingRunner | None:
     """Return the step in C++ for this model, None where torch has to do it; say which and why."""
-    import torch
-
-    from triton_hf.embedded import cache_root
-
     if settings.cpu_step == "torch" or next(model.parameters()).device.type != "cpu":
         return None
-    threads = torch.get_num_threads()
     try:
+        from triton_native.checkpoint import ModelCheckpoint
         from triton_native.library import UnavailableError
-        from triton_native.runner import NativeRunner
     except ImportError as error:
         _say(settings, f"torch computes the steps: the native step is not installed ({error})")
         return None
     try:
-        runner = NativeRunner(
-            model,
-            slots=settings.slots,
-            positions=settings.max_total_tokens,
-            threads=threads,
-            cache=cache_root(),
-        )
+        return _make_native(ModelCheckpoint(model), settings)
     except UnavailableError as error:
         _say(settings, f"torch computes the steps, not the native step: {error}")
         return None
-    _say(settings, f"the native step computes, AVX512-BF16, {threads} threads")
+
+
+def stored_runner(folder: Path, config: Any, settings: ModelSettings) -> MixingRunner | None:
+    """Return the step in C++ for a model that is never built, None where it has to be.
+
+    Its code, and all that this imports, is not loaded then.
+
+    Args:
+        folder: The model's safetensors files.
+        config: Its configuration, of transformers.
+        settings: What the model shall do.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: The index of the files is no JSON.
+        SafetensorError: A file is not what its head says.
+    """
+    import torch
+
+    if settings.cpu_step == "torch" or settings.dtype not in ("auto", "bfloat16"):
+        return None
+    if settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available()):
+        return None
+    try:
+        from triton_native.checkpoint import FolderCheckpoint
+        from triton_native.library import UnavailableError
+    except ImportError:
+        return None
+    with FolderCheckpoint(folder, config) as files:
+        try:
+            return _make_native(files, settings)
+        except UnavailableError:
+            return None
+
+
+def _make_native(checkpoint: Checkpoint, settings: ModelSettings) -> MixingRunner:
+    import torch
+    from triton_native.runner import NativeRunner
+
+    from triton_hf.embedded import cache_root
+
+    threads = torch.get_num_threads()
+    runner = NativeRunner(
+        checkpoint,
+        slots=settings.slots,
+        positions=settings.max_total_tokens,
+        threads=threads,
+        cache=cache_root(),
+        int8=settings.weights == "int8",
+    )
+    _say(settings, f"the native step computes, {runner.instructions}, {threads} threads")
+    # What is left for torch is to choose tokens; its threads would be in the way of the step.
+    torch.set_num_threads(1)
     return runner
 
 

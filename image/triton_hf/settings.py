@@ -16,6 +16,8 @@ ENGINES = ("transformers", "simulated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 CPU_STEPS = ("auto", "torch")
+WEIGHTS = ("auto", "int8", "int4", "fp8")
+CPU_WEIGHTS = ("auto", "int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class ModelSettings:
 
     Attributes:
         cpu_step: What computes on a CPU: `auto` is the native step where it fits, else torch.
+        weights: Format of the weights in memory: `auto` is as stored, `int8`, `int4` and `fp8` are
+            smaller and faster to read.
         slots: How many requests the engine works on at the same time.
         max_queue: How many more may wait; the next one is refused.
         max_prompt_tokens: Longest prompt in tokens, after the chat template.
@@ -61,6 +65,7 @@ class ModelSettings:
     dtype: str = "auto"
     device: str = "auto"
     cpu_step: str = "auto"
+    weights: str = "auto"
     slots: int = 8
     max_queue: int = 64
     max_prompt_tokens: int = 1024
@@ -148,6 +153,7 @@ _TRANSFORMERS: dict[str, Callable[[str, str], Any]] = {
     "gated": _boolean,
     "dtype": _Choice(values=DTYPES),
     "cpu_step": _Choice(values=CPU_STEPS),
+    "weights": _Choice(values=WEIGHTS),
 }
 _DEFAULTS: dict[str, Callable[[str, str], Any]] = {
     "max_tokens": _Integer(low=1, high=_MAX_TOKENS),
@@ -214,7 +220,21 @@ def _simulated_settings(values: Mapping[str, float]) -> SimulatedSettings:
     )
 
 
+def check_weights(weights: str, *, device: str) -> None:
+    """Refuse a format of weights that this kind of device does not compute with.
+
+    Raises:
+        SettingsError: It is only for GPUs.
+    """
+    if device == "cpu" and weights not in CPU_WEIGHTS:
+        raise SettingsError(
+            f"parameter 'weights' {weights} needs an NVIDIA GPU; on a CPU it is one of "
+            f"{', '.join(CPU_WEIGHTS)}"
+        )
+
+
 def _check(settings: ModelSettings) -> None:
+    check_weights(settings.weights, device=settings.device)
     if settings.engine == "transformers" and not settings.repo_id:
         raise SettingsError("parameter 'repo_id' is missing; it names the repository on the Hub")
     if settings.max_total_tokens <= settings.max_prompt_tokens:

@@ -31,6 +31,8 @@ IDLE_CHUNKS = 4
 # such a product takes at most three times as long as a step alone.
 MIXED_TOKENS = 24
 MIXED_IDLE_CHUNKS = 10
+# No code of a repository, nothing from the network.
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class TransformersEngine(Engine):
@@ -40,15 +42,36 @@ class TransformersEngine(Engine):
         apply_cpu_limits()  # before torch is imported
         start = time.monotonic()
         folder = locate_weights(repo_id=self.settings.repo_id, revision=self.settings.revision)
-        model, tokenizer = load_model(folder, self.settings)
-        self._use(model, tokenizer)
+        self._open(folder)
         seconds = time.monotonic() - start
         print(
-            f"{self.settings.repo_id}: ready on {self._runner.device} as {model.dtype} "
-            f"after {seconds:.1f} s",
+            f"{self.settings.repo_id}: ready on {self._runner.device} after {seconds:.1f} s",
             file=sys.stderr,
             flush=True,
         )
+
+    def _open(self, folder: Path) -> None:
+        """Serve the model of a folder, from its files where the native step computes it.
+
+        Raises:
+            SettingsError: The model does not fit the settings, or this engine.
+        """
+        import torch
+        from safetensors import SafetensorError
+
+        from triton_hf.runners import stored_runner
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
+        try:
+            files = _Files(folder)
+            self._check(files, files.tokenizer)
+            runner = stored_runner(folder, files.config, self.settings)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _unusable(self.settings, error) from None
+        if runner is None:
+            self._use(*load_model(folder, self.settings))
+        else:
+            self._serve(runner)
 
     def _use(self, model: Any, tokenizer: Any) -> None:
         """Serve with this model.
@@ -56,20 +79,29 @@ class TransformersEngine(Engine):
         Raises:
             SettingsError: The model does not fit the settings, or this engine.
         """
-        import torch
-
-        from triton_hf import sampler
         from triton_hf.runners import make_runner
 
+        self._check(model, tokenizer)
+        self._serve(make_runner(model, self.settings))
+
+    def _check(self, model: Any, tokenizer: Any) -> None:
+        """Take what a model says beside its weights."""
         self._chat = ChatTokenizer(tokenizer)
-        self._eos = _end_tokens(model, tokenizer)
+        self._eos = _end_tokens(model.generation_config, tokenizer)
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest is not None and self.settings.max_total_tokens > longest:
             raise SettingsError(
                 f"parameter 'max_total_tokens' is {self.settings.max_total_tokens}, but "
                 f"{self.settings.repo_id} handles at most {longest}"
             )
-        self._runner: Any = make_runner(model, self.settings)
+
+    def _serve(self, runner: Any) -> None:
+        """Let this runner compute."""
+        import torch
+
+        from triton_hf import sampler
+
+        self._runner = runner
         self._mixes = hasattr(self._runner, "advance")
         with torch.inference_mode():
             self._runner.check()
@@ -298,26 +330,41 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
             use_safetensors=True,
+            **_LOCAL,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise SettingsError(f"{settings.repo_id} cannot be loaded: {first}") from None
+        raise _unusable(settings, error) from None
     model.to(torch.device(device))  # type: ignore[arg-type]  # its wrapper hides the signature
     model.train(False)
     return model, tokenizer
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+class _Files:
+    """What a folder says of its model beside the weights; the model itself is not loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+        self.config = AutoConfig.from_pretrained(folder, **_LOCAL)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        if (folder / "generation_config.json").is_file():
+            self.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        else:
+            self.generation_config = GenerationConfig.from_model_config(self.config)
+
+
+def _unusable(settings: ModelSettings, error: Exception) -> SettingsError:
+    first = str(error).strip().splitlines()[0]
+    return SettingsError(f"{settings.repo_id} cannot be loaded: {first}")
+
+
+def _end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
     found: set[int] = set()
-    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+    for value in (generation.eos_token_id, tokenizer.eos_token_id):
         found.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(found)

@@ -17,13 +17,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-VERSION = 2  # of the interface; the same number as in llama.cpp
+VERSION = 3  # of the interface; the same number as in interface.cpp
 NAME = "libtriton_native.so"
 SOURCE = Path(__file__).with_name("source")
 _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
+# Two libraries in one process share nothing, not even what C++ wants to be unique.
+_FLAGS += ("-fno-gnu-unique",)
 # What the library needs of C++ is inside it, so it runs beside any other libstdc++.
 _FLAGS += ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 _COMPILE_SECONDS = 300
+# Levels of instructions, as in step.h.
+AVX512, AVX512_BF16, AMX = 1, 2, 3
+LEVELS = {AVX512: "AVX512", AVX512_BF16: "AVX512-BF16", AMX: "AMX"}
+# Levels whose instructions are replaced by others, for tests on CPUs without them.
+EMULATED = "-DNATIVE_EMULATE"
 _MACHINES = ("x86_64", "AMD64")
 _ELSEWHERE = "the native step is for x86-64"
 
@@ -33,7 +40,7 @@ class UnavailableError(Exception):
 
 
 class Config(ctypes.Structure):
-    """Sizes of a model; the same as in llama.cpp."""
+    """Sizes of a model; the same as in step.h."""
 
     _fields_ = (
         ("layers", ctypes.c_int32),
@@ -46,13 +53,14 @@ class Config(ctypes.Structure):
         ("window", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("separate_embedding", ctypes.c_int32),
+        ("precision", ctypes.c_int32),
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
     )
 
 
 class Segment(ctypes.Structure):
-    """New tokens of one sequence; the same as in llama.cpp."""
+    """New tokens of one sequence; the same as in step.h."""
 
     _fields_ = (
         ("pages", ctypes.c_uint64),
@@ -63,8 +71,12 @@ class Segment(ctypes.Structure):
     )
 
 
-def load_library(*, cache: Path | None) -> ctypes.CDLL:
+def load_library(*, cache: Path | None, emulated: bool = False) -> ctypes.CDLL:
     """Return the library of this installation, or one that is compiled into `cache` once.
+
+    Args:
+        cache: Folder for what is compiled here; None where nothing is.
+        emulated: Compile one whose levels all run on any CPU with AVX512, slowly.
 
     Raises:
         UnavailableError: There is none, it does not load, or this CPU cannot run it.
@@ -72,34 +84,55 @@ def load_library(*, cache: Path | None) -> ctypes.CDLL:
     if platform.machine() not in _MACHINES:
         raise UnavailableError(f"it is for x86-64, and this is {platform.machine()}")
     own = Path(__file__).with_name(NAME)
-    path = own if own.exists() else _cached(cache)
+    path = own if own.exists() and not emulated else _cached(cache, emulated=emulated)
     try:
         return _declared(path)
     except (OSError, AttributeError) as error:
         raise UnavailableError(f"{path} does not load ({error})") from None
 
 
-def _cached(cache: Path | None) -> Path:
+@functools.cache
+def best_level(library: ctypes.CDLL) -> int:
+    """Return the best level of instructions that works on this CPU.
+
+    Flags can promise tiles that a virtual machine does not have, and an instruction that is missing
+    ends the process; so a child process computes with them first.
+    """
+    level: int = library.native_level()
+    while level > AVX512 and not _works(Path(library._name), level):
+        level -= 1
+    return level
+
+
+def _works(path: Path, level: int) -> bool:
+    script = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); library.native_level(); "
+    script += "sys.exit(not library.native_check(int(sys.argv[2])))"
+    command = [sys.executable or "python3", "-c", script, str(path), str(level)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _cached(cache: Path | None, *, emulated: bool) -> Path:
     if cache is None:
         raise UnavailableError("it was not compiled for this installation")
-    path = cache / "native" / f"{source_key()}.so"
+    flags = (EMULATED,) if emulated else ()
+    path = cache / "native" / f"{source_key(flags)}.so"
     if not path.exists():
         try:
-            compile_library(path)
+            compile_library(path, flags=flags)
         except OSError as error:
             raise UnavailableError(f"it cannot be compiled into {path} ({error})") from None
     return path
 
 
-def source_key() -> str:
+def source_key(flags: tuple[str, ...] = ()) -> str:
     """Hash of all that decides what the library holds, apart from the compiler."""
-    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    digest = hashlib.sha256(" ".join((*_FLAGS, *flags)).encode())
     for file in sorted(SOURCE.iterdir()):
         digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def compile_library(path: Path) -> None:
+def compile_library(path: Path, *, flags: tuple[str, ...] = ()) -> None:
     """Compile the library to `path`; a second one that compiles meanwhile does no harm.
 
     Raises:
@@ -113,7 +146,7 @@ def compile_library(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as partial:
         result = Path(partial) / NAME
         sources = [str(file) for file in sorted(SOURCE.glob("*.cpp"))]
-        command = [compiler, *_FLAGS, "-o", str(result), *sources]
+        command = [compiler, *_FLAGS, *flags, "-o", str(result), *sources]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_COMPILE_SECONDS
         )
@@ -127,16 +160,18 @@ def compile_library(path: Path) -> None:
 @functools.cache
 def _declared(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.native_supported.restype = ctypes.c_int32
     library.native_version.restype = ctypes.c_int32
-    if not library.native_supported():
-        raise UnavailableError("this CPU has no AVX512-BF16")
     if library.native_version() != VERSION:
         raise UnavailableError(f"{path} is of another version")
+    if not library.native_level():
+        raise UnavailableError("this CPU has no AVX512")
     model, number, address = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p
     signatures = {
         "native_page_tokens": (number, ()),
-        "native_create": (model, (ctypes.POINTER(Config),)),
+        "native_level": (number, ()),
+        "native_int8": (number, ()),
+        "native_check": (number, (number,)),
+        "native_create": (model, (ctypes.POINTER(Config), number)),
         "native_destroy": (None, (model,)),
         "native_set_weight": (None, (model, *[number] * 5, address)),
         "native_set_vector": (None, (model, *[number] * 3, address)),

@@ -6,11 +6,11 @@ import array
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from triton_native.library import Segment, UnavailableError, load_library
+from triton_native.checkpoint import Checkpoint
+from triton_native.library import LEVELS, Segment, UnavailableError, best_level, load_library
 from triton_native.pages import NativeSequence, PagePool
 from triton_native.weights import Packer, refusal, sizes_of
 
@@ -26,35 +26,58 @@ class NativeRunner:
     device = torch.device("cpu")
 
     def __init__(
-        self, model: Any, *, slots: int, positions: int, threads: int, cache: Path | None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        slots: int,
+        positions: int,
+        threads: int,
+        cache: Path | None,
+        int8: bool = False,
+        level: int | None = None,
     ) -> None:
-        """Take the weights out of a model in evaluation mode, which cannot be used afterwards.
+        """Take the weights of a causal language model; one in memory cannot be used afterwards.
 
         Args:
-            model: A causal language model of transformers.
+            checkpoint: Its configuration and weights.
             slots: Most sequences at a time.
             positions: Longest sequence in tokens.
             threads: Threads that a step uses, the caller's among them.
             cache: Folder for the compiled library, where the installation has none.
+            int8: Bring the weights into int8, in blocks of 32 with a scale; lossy.
+            level: Instructions to use; None for the best that work here. A level above those runs
+                emulated, for tests.
 
         Raises:
             UnavailableError: The model, the CPU or the installation does not fit; the model is as
                 before.
         """
-        if why := refusal(model):
+        if why := refusal(checkpoint, int8=int8):
             raise UnavailableError(why)
         self._library = load_library(cache=cache)
-        config = sizes_of(model, threads=threads)
+        best = best_level(self._library)
+        if level is not None and level > best:
+            self._library = load_library(cache=cache, emulated=True)
+        if int8 and not self._library.native_int8():
+            raise UnavailableError("this CPU has no AVX512-VNNI for weights in int8")
+        self._level = level or best
+        self._int8 = int8
+        config = sizes_of(checkpoint.config, threads=threads, int8=int8)
         self._vocabulary, self._positions = config.vocabulary, positions
-        handle = self._library.native_create(ctypes.byref(config))
+        handle = self._library.native_create(ctypes.byref(config), self._level)
         if not handle:
             raise UnavailableError("there is not enough memory for the packed weights")
         per_sequence = -(-positions // self._library.native_page_tokens())
         self._pages = PagePool(self._library, handle, limit=slots * per_sequence)
         with torch.inference_mode():
-            Packer(self._library, handle).pack(model, positions=positions)
+            Packer(self._library, handle, checkpoint).pack(positions=positions)
         self._rows: list[NativeSequence] = []
         self._logits = torch.empty((0, self._vocabulary), dtype=torch.float32)
+
+    @property
+    def instructions(self) -> str:
+        """What the step computes with."""
+        return "AVX512-VNNI, int8" if self._int8 else LEVELS[self._level]
 
     @property
     def rows(self) -> int:

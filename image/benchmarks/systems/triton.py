@@ -56,11 +56,20 @@ class OurTriton:
     """Our engine behind Triton's HTTP endpoints."""
 
     serial = False
-    precision = "bf16"
 
-    def __init__(self, *, streams: bool, model: LocalModel, clients: int, longest: int) -> None:
+    def __init__(
+        self,
+        *,
+        streams: bool,
+        model: LocalModel,
+        clients: int,
+        longest: int,
+        weights: str = "auto",
+    ) -> None:
         """Ask for streams or for whole answers; room for `clients` of `longest` tokens each."""
-        self.name = "ours, stream" if streams else "ours, infer"
+        self.precision = "bf16" if weights == "auto" else weights
+        kind = "" if weights == "auto" else f" {weights}"
+        self.name = f"ours{kind}, stream" if streams else f"ours{kind}, infer"
         self._request: Request = stream if streams else infer
         self._model = model
         self._parameters = {
@@ -70,6 +79,7 @@ class OurTriton:
             "max_total_tokens": str(longest),
             "dtype": "bfloat16",
             "device": "cpu",
+            "weights": weights,
         }
         self.settings = ", ".join(f"{key} {value}" for key, value in self._parameters.items())
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import queue
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from triton_hf.engine import Event, Job
 from triton_hf.errors import EngineError, SettingsError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
+from triton_hf.packed_linear import Int8Linear
 from triton_hf.requests import Message, Sampling
 from triton_hf.settings import ModelSettings
 from triton_hf.torch_runner import TorchRunner
@@ -73,7 +75,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 NATIVE = "llama, native"
 FAMILIES_OF_ALL = {
     **FAMILIES,
-    NATIVE: lambda: transformers.LlamaConfig(**{**GROUPED, "head_dim": 16}),
+    NATIVE: lambda: transformers.LlamaConfig(
+        **{**GROUPED, "head_dim": 16, "intermediate_size": 64}
+    ),
 }
 
 
@@ -651,11 +655,84 @@ def test_torch_computes_where_the_native_step_is_switched_off_or_does_not_fit(
     assert "torch computes the steps, not the native step: it does not know" in (
         capsys.readouterr().err
     )
-    monkeypatch.setitem(sys.modules, "triton_native.runner", None)
+    monkeypatch.setitem(sys.modules, "triton_native.checkpoint", None)
     bench = make(NATIVE)
     assert isinstance(bench.engine._runner, TorchRunner)
     assert "the native step is not installed" in capsys.readouterr().err
     assert bench.answer(prompt(9), max_tokens=9)
+
+
+_LOAD = """
+import sys
+from pathlib import Path
+from triton_hf.settings import ModelSettings
+from triton_hf.transformers_engine import TransformersEngine
+engine = TransformersEngine.__new__(TransformersEngine)
+engine.settings = ModelSettings(
+    repo_id="org/tiny", device="cpu", max_prompt_tokens=32, max_total_tokens=64
+)
+engine._open(Path(sys.argv[1]))
+print(type(engine._runner).__name__)
+print(sorted(engine._eos), "transformers.models.llama.modeling_llama" in sys.modules)
+"""
+
+
+def test_what_the_native_step_computes_is_served_from_its_files_without_the_models_code(
+    tmp_path,
+) -> None:
+    need_native_step()
+    make_model(NATIVE).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    command = [sys.executable, "-c", _LOAD, str(tmp_path)]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["NativeRunner", "[1] False"]
+    assert "the native step computes" in done.stderr
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+def test_from_files_the_engine_answers_as_from_a_model_in_memory(make, tmp_path, weights) -> None:
+    need_native_step()
+    bench = make(NATIVE, weights=weights)
+    bench.model.save_pretrained(tmp_path)
+    bench.tokenizer.save_pretrained(tmp_path)
+    expected = bench.answer(prompt(9), max_tokens=20)
+    bench.engine._open(tmp_path)
+    assert isinstance(bench.engine._runner, NativeRunner)
+    assert bench.answer(prompt(9), max_tokens=20) == expected
+
+
+def test_half_a_file_is_refused_by_the_native_step_in_the_same_sentence(tmp_path) -> None:
+    make_model(NATIVE).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    engine = TransformersEngine.__new__(TransformersEngine)
+    engine.settings = ModelSettings(
+        repo_id="org/tiny", device="cpu", max_prompt_tokens=32, max_total_tokens=64
+    )
+    (file,) = tmp_path.glob("*.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(SettingsError, match="org/tiny cannot be loaded") as caught:
+        engine._open(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_in_int8_are_the_native_steps_where_it_fits_and_torchs_elsewhere(
+    make, capsys
+) -> None:
+    small = make("gemma", weights="int8")
+    kinds = [type(layer) for layer in small.engine._runner._model.modules()]
+    assert Int8Linear in kinds
+    assert torch.nn.Linear not in kinds
+    assert small.answer(prompt(9), max_tokens=9)
+    need_native_step()
+    native = make(NATIVE, weights="int8")
+    assert native.answer(prompt(9), max_tokens=9)
+    if isinstance(native.engine._runner, NativeRunner):
+        assert "the native step computes, AVX512-VNNI, int8" in capsys.readouterr().err
+    else:
+        assert "this CPU has no AVX512-VNNI" in capsys.readouterr().err
 
 
 def test_a_model_that_keeps_another_state_is_refused_with_its_name() -> None:

@@ -4,6 +4,10 @@
 // Keys and values lie in pages of 32 tokens, each with all layers; a sequence is a list of pages.
 // Within a page, keys and values have the layout of weights, so attention uses the same tiles.
 // Results are rounded to bf16 where the models of transformers round.
+//
+// Each level of instructions includes this once, in a namespace of its own.
+#pragma once
+
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -14,30 +18,25 @@
 #include <new>
 #include <vector>
 
-#include "kernels.h"
 #include "pool.h"
 
+// After the headers above, which are compiled for any x86-64.
+#include "vectors.h"
+
+#include "int8.h"
+#include "panels.h"
+#if NATIVE_TILES
+#include "tiles.h"
+#endif
+
 namespace native {
-namespace {
+namespace NATIVE_LEVEL {
 
-constexpr int kPage = 32;  // tokens
-
-enum Kind { kQkv, kOut, kGateUp, kDown, kHead, kKinds };
-enum VectorKind { kInputNorm, kPostNorm, kFinalNorm, kQNorm, kKNorm, kBias };
-
-struct Config {
-  int32_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, window, threads;
-  int32_t separate_embedding;
-  float epsilon, scale;
-};
-
-struct Segment {
-  const uint64_t* pages;
-  int32_t start;   // tokens before the new ones
-  int32_t count;   // new tokens
-  int32_t output;  // row of the logits for the last token, -1 for none
-  int32_t unused;
-};
+#if NATIVE_TILES
+using Plain = Tiles;
+#else
+using Plain = Vectors;
+#endif
 
 // Zeroed memory in large pages where the system has them.
 class Memory {
@@ -57,17 +56,32 @@ class Memory {
   void* data_;
 };
 
-size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+inline size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
 // Rows of activations. The distance of two rows is no large power of two, because that would put
 // the rows of a tile into the same few lines of the cache.
 struct Rows {
   std::unique_ptr<Memory> memory;
   size_t ld = 0;
-  bf16* row(int index) const { return reinterpret_cast<bf16*>(memory->data()) + index * ld; }
+  Value* row(int index) const { return reinterpret_cast<Value*>(memory->data()) + index * ld; }
   void make(int rows, int width) {
     ld = round_up(width, 32) + 32;
-    memory = std::make_unique<Memory>(static_cast<size_t>(rows) * ld * sizeof(bf16));
+    memory = std::make_unique<Memory>(static_cast<size_t>(rows) * ld * sizeof(Value));
+  }
+};
+
+// The same rows in int8, made before each product.
+struct ByteRows {
+  std::vector<int8_t> values;
+  std::vector<float> scales;
+  std::vector<int32_t> offsets;
+  Bytes::Rows rows(int inputs) {
+    return {values.data(), scales.data(), offsets.data(), static_cast<size_t>(inputs)};
+  }
+  void make(int rows, int width) {
+    values.resize(static_cast<size_t>(rows) * width);
+    scales.resize(values.size() / kBlock);
+    offsets.resize(values.size() / kBlock);
   }
 };
 
@@ -76,10 +90,11 @@ struct Layer {
   std::vector<float> input_norm, post_norm, q_norm, k_norm, bias;
 };
 
-class Model {
+class Model final : public Step {
  public:
   explicit Model(const Config& config)
       : c_(config),
+        int8_(config.precision == kInt8),
         group_(c_.heads / c_.kv_heads),
         qkv_((c_.heads + 2 * c_.kv_heads) * c_.head_dim),
         layers_(c_.layers),
@@ -89,11 +104,12 @@ class Model {
                    c_.layers * (size(qkv_, c_.hidden) + size(c_.hidden, c_.heads * c_.head_dim) +
                                 size(2 * c_.intermediate, c_.hidden) +
                                 size(c_.hidden, c_.intermediate));
-    if (c_.separate_embedding) bytes += size(c_.vocabulary, c_.hidden);
+    const size_t embedding = static_cast<size_t>(c_.vocabulary) * c_.hidden * sizeof(bf16);
+    if (c_.separate_embedding) bytes += embedding;
     weights_ = std::make_unique<Memory>(bytes);
     char* at = weights_->data();
     auto place = [&](int outputs, int inputs) {
-      Panels made{reinterpret_cast<bf16*>(at), outputs / kPanel, inputs};
+      Panels made{at, outputs / kPanel, inputs, stride(inputs)};
       at += size(outputs, inputs);
       return made;
     };
@@ -108,17 +124,17 @@ class Model {
   }
 
   // Waits for a call that another thread has not come back from, as at the end of a process.
-  ~Model() {
+  ~Model() override {
     const std::lock_guard<std::mutex> alone(busy_);
     for (void* page : free_) std::free(page);
   }
 
   // Pack a matrix [outputs, inputs]; it becomes the outputs from `first` on of its place. Panels
   // of gate (part 0) and up (part 1) alternate, so that one tile has both.
-  void set_weight(int kind, int layer, int part, int first, int outputs, const bf16* from) {
+  void set_weight(int kind, int layer, int part, int first, int outputs,
+                  const bf16* from) override {
     if (kind == kKinds) {
-      std::memcpy(const_cast<bf16*>(embedding_), from,
-                  sizeof(bf16) * static_cast<size_t>(outputs) * c_.hidden);
+      std::memcpy(embedding_, from, sizeof(bf16) * static_cast<size_t>(outputs) * c_.hidden);
       return;
     }
     const Panels& to = kind == kHead ? head_ : layers_[layer].weights[kind];
@@ -126,19 +142,24 @@ class Model {
     pool_.run(static_cast<int>(round_up(outputs, kPanel) / kPanel), [&](int source) {
       int panel = first / kPanel + source;
       if (kind == kGateUp) panel = 2 * panel + part;
-      bf16* out = const_cast<bf16*>(to.data) + panel * to.stride();
+      char* out = to.data + panel * to.stride;
       for (int lane = 0; lane < kPanel; ++lane) {
         const int row = source * kPanel + lane;
         if (row >= outputs) break;
         const bf16* in = from + static_cast<size_t>(row) * to.inputs;
-        for (int k = 0; k < to.inputs; k += 2)
-          std::memcpy(out + static_cast<size_t>(k) * kPanel + 2 * lane, in + k, 4);
+        if (int8_) {
+          Bytes::pack(in, out, lane, to.inputs);
+        } else {
+          for (int k = 0; k < to.inputs; k += 2)
+            std::memcpy(out + (static_cast<size_t>(k) * kPanel + 2 * lane) * sizeof(bf16), in + k,
+                        2 * sizeof(bf16));
+        }
       }
     });
     pool_.close();
   }
 
-  void set_vector(int kind, int layer, int length, const bf16* from) {
+  void set_vector(int kind, int layer, int length, const bf16* from) override {
     std::vector<float> values(length);
     for (int i = 0; i < length; ++i) values[i] = to_float(from[i]);
     Layer* of = layer >= 0 ? &layers_[layer] : nullptr;
@@ -154,18 +175,18 @@ class Model {
   }
 
   // Cosines and sines of the first half of a head, [positions, head_dim / 2].
-  void set_rotation(int positions, const bf16* cosines, const bf16* sines) {
+  void set_rotation(int positions, const bf16* cosines, const bf16* sines) override {
     const size_t count = static_cast<size_t>(positions) * (c_.head_dim / 2);
     cosines_.assign(cosines, cosines + count);
     sines_.assign(sines, sines + count);
   }
 
-  size_t page_bytes() const {
+  size_t page_bytes() const override {
     return sizeof(bf16) * 2 * static_cast<size_t>(c_.layers) * c_.kv_heads * c_.head_dim * kPage;
   }
 
   // A page whose values are 0, because 0 x NaN of a former user would be NaN.
-  void* new_page() {
+  void* new_page() override {
     void* page = nullptr;
     if (free_.empty()) {
       page = std::aligned_alloc(64, page_bytes());
@@ -177,10 +198,10 @@ class Model {
     return page;
   }
 
-  void free_page(void* page) { free_.push_back(page); }
+  void free_page(void* page) override { free_.push_back(page); }
 
   // Copy the keys and values of the first tokens of a page to a new one.
-  void copy_page(const void* from, void* to, int count) const {
+  void copy_page(const void* from, void* to, int count) const override {
     const size_t half = static_cast<size_t>(c_.head_dim) * kPage;
     const int pairs = (count + 1) / 2;
     const auto* in = static_cast<const bf16*>(from);
@@ -196,7 +217,8 @@ class Model {
     }
   }
 
-  void forward(const int32_t* tokens, const Segment* segments, int count, float* logits) {
+  void forward(const int32_t* tokens, const Segment* segments, int count,
+               float* logits) override {
     const std::lock_guard<std::mutex> alone(busy_);
     plan(segments, count);
     reserve(static_cast<int>(places_.size()));
@@ -228,9 +250,11 @@ class Model {
     int from, rows;
   };
 
-  static size_t size(int outputs, int inputs) {
-    return round_up(sizeof(bf16) * static_cast<size_t>(outputs) * inputs, 64);
+  size_t stride(int inputs) const {
+    return int8_ ? Bytes::stride(inputs) : Vectors::stride(inputs);
   }
+
+  size_t size(int outputs, int inputs) const { return outputs / kPanel * stride(inputs); }
 
   void plan(const Segment* segments, int count) {
     places_.clear();
@@ -264,6 +288,8 @@ class Model {
     projected_.make(capacity_, qkv_);
     attended_.make(capacity_, c_.heads * c_.head_dim);
     gated_.make(capacity_, c_.intermediate);
+    const int widest = std::max({c_.hidden, c_.heads * c_.head_dim, c_.intermediate});
+    if (int8_) bytes_.make(capacity_, widest);
   }
 
   // Call body(first, last) for blocks of rows; few rows are not worth a second thread.
@@ -276,20 +302,27 @@ class Model {
   void embed(const int32_t* tokens) {
     by_rows(static_cast<int>(places_.size()), 8, [&](int from, int to) {
       for (int row = from; row < to; ++row) {
-        bf16* out = hidden_.row(row);
+        Value* out = hidden_.row(row);
         const size_t token = tokens[row];
         if (embedding_ != nullptr) {
-          std::memcpy(out, embedding_ + token * c_.hidden, sizeof(bf16) * c_.hidden);
+          const bf16* in = embedding_ + token * c_.hidden;
+          for (int k = 0; k < c_.hidden; k += 16) store16(out + k, load16(in + k));
           continue;
         }
-        const bf16* in = head_.data + token / kPanel * head_.stride() + token % kPanel * 2;
-        for (int k = 0; k < c_.hidden; k += 2)
-          std::memcpy(out + k, in + static_cast<size_t>(k) * kPanel, 4);
+        const char* panel = head_.data + token / kPanel * head_.stride;
+        const int lane = static_cast<int>(token % kPanel);
+        if (int8_) {
+          Bytes::unpack(panel, lane, c_.hidden, out);
+          continue;
+        }
+        const bf16* in = reinterpret_cast<const bf16*>(panel) + 2 * lane;
+        for (int k = 0; k < c_.hidden; ++k)
+          out[k] = to_value(in[static_cast<size_t>(k / 2) * 2 * kPanel + k % 2]);
       }
     });
   }
 
-  void normalise_row(const bf16* in, bf16* out, const float* weight, int width) const {
+  void normalise_row(const Value* in, Value* out, const float* weight, int width) const {
     __m512 squares = _mm512_setzero_ps();
     for (int k = 0; k < width; k += 16) {
       const __m512 x = load16(in + k);
@@ -311,20 +344,38 @@ class Model {
   }
 
   // Panels that a thread takes at once: whole tiles, and several parts for each thread.
+  template <class Kernel>
   int share(int panels, int rows) const {
-    const int wide = rows <= kRows ? panels_of(rows) : 2;
+    const int wide = rows <= Kernel::kRows ? Kernel::panels_of(rows) : 2;
     const int tiles = (panels + wide - 1) / wide;
     const int parts = std::min(tiles, 3 * pool_.threads());
     return (tiles + parts - 1) / parts * wide;
   }
 
-  template <class Take>
-  void multiply_all(const Rows& in, int rows, const Panels& w, const Take& take) {
-    const int block = share(w.count, rows);
+  template <class Kernel, class Take>
+  void multiply_by(const typename Kernel::Rows& in, int rows, const Panels& w, const Take& take) {
+    const int block = share<Kernel>(w.count, rows);
     pool_.run((w.count + block - 1) / block, [&](int part) {
       const int from = part * block;
-      multiply(in.row(0), in.ld, rows, w, from, std::min(w.count, from + block), take);
+      multiply<Kernel>(in, rows, w, from, std::min(w.count, from + block), take);
     });
+  }
+
+  template <class Take>
+  void multiply_all(const Rows& in, int rows, const Panels& w, const Take& take) {
+    if (int8_) {
+      const Bytes::Rows bytes = bytes_.rows(w.inputs);
+      by_rows(rows, 8, [&](int from, int to) {
+        for (int row = from; row < to; ++row) Bytes::quantise(in.row(row), bytes, row, w.inputs);
+      });
+      multiply_by<Bytes>(bytes, rows, w, take);
+#if NATIVE_TILES
+    } else if (w.inputs % Tiles::kDepth != 0) {
+      multiply_by<Vectors>({in.row(0), in.ld}, rows, w, take);
+#endif
+    } else {
+      multiply_by<Plain>({in.row(0), in.ld}, rows, w, take);
+    }
   }
 
   void product(const Rows& in, const Panels& w, Kind kind, const float* bias) {
@@ -347,7 +398,7 @@ class Model {
       }
       return;
     }
-    bf16* out = (kind == kQkv ? projected_.row(row) : hidden_.row(row)) + panel * kPanel;
+    Value* out = (kind == kQkv ? projected_.row(row) : hidden_.row(row)) + panel * kPanel;
     for (int n = 0; n < panels; ++n) {
       __m512 sum = _mm512_loadu_ps(sums + n * kPanel);
       if (bias != nullptr) sum = _mm512_add_ps(sum, _mm512_loadu_ps(bias + (panel + n) * kPanel));
@@ -379,27 +430,22 @@ class Model {
            (static_cast<size_t>(layer) * c_.kv_heads + head) * block;
   }
 
-  void rotate(bf16* head, int position, const std::vector<float>& norm) const {
+  void rotate(Value* head, int position, const std::vector<float>& norm) const {
     if (!norm.empty()) normalise_row(head, head, norm.data(), c_.head_dim);
     const int half = c_.head_dim / 2;
     const bf16* cosines = cosines_.data() + static_cast<size_t>(position) * half;
     const bf16* sines = sines_.data() + static_cast<size_t>(position) * half;
     for (int k = 0; k < half; k += 8) {
       // Both halves in one vector: 8 of each.
-      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(head + k));
-      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(head + half + k));
       const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i*>(cosines + k));
       const __m128i two = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sines + k));
-      const __m512 x = widen(_mm256_set_m128i(high, low));
+      const __m512 x = load_halves(head + k, head + half + k);
       const __m512 turned = _mm512_xor_ps(
-          widen(_mm256_set_m128i(low, high)),
+          _mm512_shuffle_f32x4(x, x, _MM_SHUFFLE(1, 0, 3, 2)),
           _mm512_castsi512_ps(_mm512_maskz_set1_epi32(0x00FF, static_cast<int>(0x80000000u))));
       const __m512 straight = rounded(_mm512_mul_ps(x, widen(_mm256_set_m128i(one, one))));
       const __m512 across = rounded(_mm512_mul_ps(turned, widen(_mm256_set_m128i(two, two))));
-      const __m256i result = narrow(_mm512_add_ps(straight, across));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(head + k), _mm256_castsi256_si128(result));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(head + half + k),
-                       _mm256_extracti128_si256(result, 1));
+      store_halves(head + k, head + half + k, _mm512_add_ps(straight, across));
     }
   }
 
@@ -407,19 +453,19 @@ class Model {
   void store_token(const Layer& layer, int index, int row, int kv_head) {
     const Place& place = places_[row];
     const int width = c_.head_dim;
-    bf16* queries = projected_.row(row) + kv_head * group_ * width;
+    Value* queries = projected_.row(row) + kv_head * group_ * width;
     for (int g = 0; g < group_; ++g) rotate(queries + g * width, place.position, layer.q_norm);
-    bf16* key = projected_.row(row) + (c_.heads + kv_head) * width;
-    const bf16* value = key + c_.kv_heads * width;
+    Value* key = projected_.row(row) + (c_.heads + kv_head) * width;
+    const Value* value = key + c_.kv_heads * width;
     rotate(key, place.position, layer.k_norm);
     const int slot = place.position % kPage;
     bf16* to = keys(*place.segment, place.position, index, kv_head);
     // Keys: panels of 16 tokens, as outputs. Values: panels of 16 dimensions, tokens as inputs.
     bf16* k_to = to + static_cast<size_t>(slot / kPanel) * width * kPanel + slot % kPanel * 2;
-    for (int k = 0; k < width; k += 2) std::memcpy(k_to + k * kPanel, key + k, 4);
+    for (int k = 0; k < width; ++k) k_to[k / 2 * 2 * kPanel + k % 2] = from_value(key[k]);
     bf16* v_to = to + static_cast<size_t>(width) * kPage + slot / 2 * 2 * kPanel + slot % 2;
     for (int k = 0; k < width; ++k)
-      v_to[k / kPanel * kPage * kPanel + k % kPanel * 2] = value[k];
+      v_to[k / kPanel * kPage * kPanel + k % kPanel * 2] = from_value(value[k]);
   }
 
   void attend(const Layer& layer, int index) {
@@ -443,17 +489,17 @@ class Model {
   // Softmax of queries x keys in blocks of one page, with running maxima and sums.
   void attend_tile(int index, const Tile& tile) {
     const int width = c_.head_dim, panels = width / kPanel;
-    alignas(64) bf16 queries[kRows * (kMaxWidth + 32)];
+    alignas(64) Value queries[kRows * (kMaxWidth + 32)];
     alignas(64) float scores[kRows * kPage];
-    alignas(64) bf16 weights[kRows * (kPage + 32)];
+    alignas(64) Value weights[kRows * (kPage + 32)];
     alignas(64) float sums[kRows * kMaxWidth];
     float highest[kRows], total[kRows];
     const size_t ldq = width + 32, ldw = kPage + 32;
     for (int r = 0; r < tile.rows; ++r) {
       const int flat = tile.from + r;
-      const bf16* from = projected_.row(tile.first_place + flat / group_) +
+      const Value* from = projected_.row(tile.first_place + flat / group_) +
                          (tile.kv_head * group_ + flat % group_) * width;
-      std::memcpy(queries + r * ldq, from, sizeof(bf16) * width);
+      std::memcpy(queries + r * ldq, from, sizeof(Value) * width);
       highest[r] = -1e30f;
       total[r] = 0.0f;
     }
@@ -465,8 +511,9 @@ class Model {
     for (int block = begin; block <= last / kPage; ++block) {
       const bf16* k = keys(segment, block * kPage, index, tile.kv_head);
       const bf16* v = k + static_cast<size_t>(width) * kPage;
-      choose_tile<false>(tile.rows, 2)(queries, ldq, k, static_cast<size_t>(width) * kPanel,
-                                       width / 2, scores, kPage, k, 0);
+      Vectors::choose<false>(tile.rows, 2)(queries, ldq, k, static_cast<size_t>(width) * kPanel,
+                                           width / 2, scores, kPage,
+                                           reinterpret_cast<const char*>(k), 0);
       for (int r = 0; r < tile.rows; ++r) {
         const int position = segment.start + (tile.from + r) / group_;
         weigh(scores + r * kPage, position - block * kPage, weights + r * ldw, sums + r * width,
@@ -474,15 +521,15 @@ class Model {
       }
       for (int panel = 0; panel < panels;) {
         const int wide = fitting(2, panels - panel);
-        choose_tile<true>(tile.rows, wide)(weights, ldw, v + panel * kPage * kPanel,
-                                           kPage * kPanel, kPage / 2, sums + panel * kPanel, width,
-                                           v, 0);
+        Vectors::choose<true>(tile.rows, wide)(
+            weights, ldw, v + panel * kPage * kPanel, kPage * kPanel, kPage / 2,
+            sums + panel * kPanel, width, reinterpret_cast<const char*>(v), 0);
         panel += wide;
       }
     }
     for (int r = 0; r < tile.rows; ++r) {
       const int flat = tile.from + r;
-      bf16* to = attended_.row(tile.first_place + flat / group_) +
+      Value* to = attended_.row(tile.first_place + flat / group_) +
                  (tile.kv_head * group_ + flat % group_) * width;
       const __m512 part = _mm512_set1_ps(1.0f / total[r]);
       for (int k = 0; k < width; k += 16)
@@ -491,7 +538,7 @@ class Model {
   }
 
   // Weights of one row for a page of scores; `ahead` is the last key that it may see.
-  void weigh(const float* scores, int ahead, bf16* weights, float* sums, float* highest,
+  void weigh(const float* scores, int ahead, Value* weights, float* sums, float* highest,
              float* total) const {
     const __m512 scale = _mm512_set1_ps(c_.scale);
     const uint32_t mask = seen(ahead);
@@ -532,14 +579,17 @@ class Model {
   static constexpr int kMaxWidth = 256;
 
  private:
+  static constexpr int kRows = Vectors::kRows;
+
   Config c_;
+  bool int8_;
   std::mutex busy_;
   int group_, qkv_;
   std::vector<Layer> layers_;
   Pool pool_;
   std::unique_ptr<Memory> weights_;
   Panels head_;
-  const bf16* embedding_ = nullptr;
+  bf16* embedding_ = nullptr;
   std::vector<float> final_norm_;
   std::vector<bf16> cosines_, sines_;
   std::vector<void*> free_;
@@ -548,64 +598,16 @@ class Model {
   std::vector<std::pair<int, int>> outputs_;  // row of the logits, place
   bool stepping_ = false;
   int capacity_ = 0;
+  ByteRows bytes_;
   Rows hidden_, normed_, projected_, attended_, gated_;
 };
 
-}  // namespace
+}  // namespace NATIVE_LEVEL
+
+#define NATIVE_JOIN(a, b) a##b
+#define NATIVE_MAKE(level) NATIVE_JOIN(make_, level)
+Step* NATIVE_MAKE(NATIVE_LEVEL)(const Config& config) {
+  return new NATIVE_LEVEL::Model(config);
+}
+
 }  // namespace native
-
-using native::Model;
-
-extern "C" {
-
-// Raise it when a function or a structure of this interface changes.
-int32_t native_version() { return 2; }
-
-int32_t native_page_tokens() { return native::kPage; }
-
-Model* native_create(const native::Config* config) {
-  try {
-    return new Model(*config);
-  } catch (...) {
-    return nullptr;
-  }
-}
-
-void native_destroy(Model* model) { delete model; }
-
-void native_set_weight(Model* model, int32_t kind, int32_t layer, int32_t part, int32_t first,
-                       int32_t outputs, const uint16_t* from) {
-  model->set_weight(kind, layer, part, first, outputs, from);
-}
-
-void native_set_vector(Model* model, int32_t kind, int32_t layer, int32_t length,
-                       const uint16_t* from) {
-  model->set_vector(kind, layer, length, from);
-}
-
-void native_set_rotation(Model* model, int32_t positions, const uint16_t* cosines,
-                         const uint16_t* sines) {
-  model->set_rotation(positions, cosines, sines);
-}
-
-uint64_t native_page_bytes(const Model* model) { return model->page_bytes(); }
-
-void* native_new_page(Model* model) { return model->new_page(); }
-
-void native_free_page(Model* model, void* page) { model->free_page(page); }
-
-void native_copy_page(const Model* model, const void* from, void* to, int32_t count) {
-  model->copy_page(from, to, count);
-}
-
-// 0, or -1 when there is not enough memory.
-int32_t native_forward(Model* model, const int32_t* tokens, const native::Segment* segments,
-                       int32_t count, float* logits) {
-  try {
-    model->forward(tokens, segments, count, logits);
-    return 0;
-  } catch (...) {
-    return -1;
-  }
-}
-}

@@ -1,0 +1,5 @@
+// The step for CPUs with AMX for bf16.
+#define NATIVE_LEVEL amx
+#define NATIVE_BF16 1
+#define NATIVE_TILES 1
+#include "llama.h"

@@ -1,0 +1,184 @@
+// Matrix products of rows of activations and panels of weights, with fp32 sums.
+//
+// A weight of N outputs and K inputs lies in panels of 16 outputs: [N/16][K/2][16][2] in bf16. One
+// vector of a panel holds two inputs of all 16 outputs. Each output is one chain of sums in the
+// order of the inputs, however many rows are computed together: a row's result never depends on the
+// rows beside it.
+#pragma once
+
+#include "vectors.h"
+
+namespace native {
+namespace NATIVE_LEVEL {
+
+struct Panels {
+  char* data = nullptr;
+  int count = 0;  // panels
+  int inputs = 0;
+  size_t stride = 0;  // bytes of a panel
+};
+
+// The products of plain vectors. A kernel is the most rows of a tile, how many panels a tile of so
+// many rows takes, and the function that computes one.
+struct Vectors {
+  struct Rows {
+    const Value* data;
+    size_t ld;
+  };
+  static constexpr int kRows = 12;
+  static constexpr int kWide = 6;
+
+  // What the 32 registers hold.
+  static int panels_of(int rows) {
+#if NATIVE_BF16
+    return rows <= 3 ? 6 : rows <= 6 ? 4 : 2;
+#else
+    return rows <= 2 ? 6 : rows <= 3 ? 4 : 2;
+#endif
+  }
+
+  static size_t stride(int inputs) { return static_cast<size_t>(inputs) * kPanel * sizeof(bf16); }
+  static void prepare(int) {}
+  static void finish() {}
+
+  static void compute(const Rows& a, int row, int rows, int panels, const char* w, size_t ldw,
+                      int inputs, float* out, size_t ldo, const char* next, size_t ldn) {
+    choose<false>(rows, panels)(a.data + row * a.ld, a.ld, reinterpret_cast<const bf16*>(w),
+                                ldw / sizeof(bf16), inputs / 2, out, ldo, next, ldn);
+  }
+
+  using Tile = void (*)(const Value*, size_t, const bf16*, size_t, int, float*, size_t,
+                        const char*, size_t);
+
+  // out[MR][NB * 16] (+)= a[MR][2 * pairs] x NB panels. `next` is what will be read soon, `ldn` the
+  // distance of its NB streams in bytes.
+  template <int MR, int NB, bool ADD>
+  static void tile(const Value* a, size_t lda, const bf16* w, size_t ldw, int pairs, float* out,
+                   size_t ldo, const char* next, size_t ldn) {
+    __m512 sums[MR][NB];
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 6
+      for (int n = 0; n < NB; ++n)
+        sums[r][n] = ADD ? _mm512_loadu_ps(out + r * ldo + n * kPanel) : _mm512_setzero_ps();
+    for (int k = 0; k < pairs; ++k) {
+      __m512i weights[NB];
+#pragma GCC unroll 6
+      for (int n = 0; n < NB; ++n) {
+        weights[n] = _mm512_load_si512(w + n * ldw + static_cast<size_t>(k) * 32);
+        if (!ADD) _mm_prefetch(next + n * ldn + static_cast<size_t>(k) * 64, _MM_HINT_T1);
+      }
+#if NATIVE_BF16
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) {
+        int32_t two;
+        std::memcpy(&two, a + r * lda + 2 * k, 4);
+        const __m512i inputs = _mm512_set1_epi32(two);
+#pragma GCC unroll 6
+        for (int n = 0; n < NB; ++n) sums[r][n] = add_pairs(sums[r][n], inputs, weights[n]);
+      }
+#else
+      __m512 odd[NB], even[NB];
+#pragma GCC unroll 6
+      for (int n = 0; n < NB; ++n) {
+        odd[n] = high_halves(weights[n]);
+        even[n] = low_halves(weights[n]);
+      }
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) {
+        const __m512 first = _mm512_set1_ps(a[r * lda + 2 * k]);
+        const __m512 second = _mm512_set1_ps(a[r * lda + 2 * k + 1]);
+#pragma GCC unroll 6
+        for (int n = 0; n < NB; ++n)
+          sums[r][n] = _mm512_fmadd_ps(first, even[n], _mm512_fmadd_ps(second, odd[n], sums[r][n]));
+      }
+#endif
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 6
+      for (int n = 0; n < NB; ++n) _mm512_storeu_ps(out + r * ldo + n * kPanel, sums[r][n]);
+  }
+
+  template <bool ADD>
+  static Tile choose(int rows, int panels) {
+#define NATIVE_NARROW(R) {tile<R, 1, ADD>, tile<R, 2, ADD>, nullptr, nullptr, nullptr, nullptr}
+#define NATIVE_MIDDLE(R) \
+  {tile<R, 1, ADD>, tile<R, 2, ADD>, nullptr, tile<R, 4, ADD>, nullptr, nullptr}
+#define NATIVE_BROAD(R) \
+  {tile<R, 1, ADD>, tile<R, 2, ADD>, nullptr, tile<R, 4, ADD>, nullptr, tile<R, 6, ADD>}
+    static const Tile table[kRows][kWide] = {
+        NATIVE_BROAD(1),  NATIVE_BROAD(2),  NATIVE_BROAD(3),   NATIVE_MIDDLE(4),
+        NATIVE_MIDDLE(5), NATIVE_MIDDLE(6), NATIVE_NARROW(7),  NATIVE_NARROW(8),
+        NATIVE_NARROW(9), NATIVE_NARROW(10), NATIVE_NARROW(11), NATIVE_NARROW(12)};
+#undef NATIVE_NARROW
+#undef NATIVE_MIDDLE
+#undef NATIVE_BROAD
+    return table[rows - 1][panels - 1];
+  }
+
+ private:
+  static __m512 high_halves(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xFFFF0000)));
+  }
+
+  static __m512 low_halves(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  }
+
+  static __m512 add_pairs(__m512 sums, __m512i one, __m512i two) {
+#if NATIVE_BF16 && !defined(NATIVE_EMULATE)
+    return _mm512_dpbf16_ps(sums, (__m512bh)one, (__m512bh)two);
+#else
+    sums = _mm512_fmadd_ps(high_halves(one), high_halves(two), sums);
+    return _mm512_fmadd_ps(low_halves(one), low_halves(two), sums);
+#endif
+  }
+};
+
+// The largest number of panels with a tile of their own, for what is left of a range.
+inline int fitting(int wanted, int left) {
+  const int most = wanted < left ? wanted : left;
+  return most >= 6 ? 6 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
+
+// The panels [from, to) of a product for all rows; `take(row, panel, rows, panels, sums, ld)` gets
+// each finished tile.
+template <class Kernel, class Take>
+void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int from, int to,
+              Take&& take) {
+  alignas(64) float sums[Kernel::kRows * Kernel::kWide * kPanel];
+  const int tiles = (rows + Kernel::kRows - 1) / Kernel::kRows;
+  const int tall = (rows + tiles - 1) / tiles;
+  const int wide = Kernel::panels_of(tall);
+  int prepared = 0;
+  for (int panel = from; panel < to;) {
+    const int panels = fitting(wide, to - panel);
+    const char* here = w.data + panel * w.stride;
+    const bool more = panel + 2 * panels <= to;
+    int row = 0;
+    for (int t = 0; t < tiles; ++t) {
+      const int height = rows / tiles + (t < rows % tiles);
+      // The next panels come from memory while these are multiplied: all of them during the only
+      // tile, else a half during each of the first two.
+      const char* next = here;
+      size_t ldn = 0;
+      if (more && tiles == 1) {
+        next = here + panels * w.stride;
+        ldn = w.stride;
+      } else if (more && t < 2 && t < panels) {
+        next = here + (panels + t) * w.stride;
+      }
+      if (height != prepared) Kernel::prepare(prepared = height);
+      Kernel::compute(a, row, height, panels, here, w.stride, w.inputs, sums, panels * kPanel,
+                      next, ldn);
+      take(row, panel, height, panels, sums, panels * kPanel);
+      row += height;
+    }
+    panel += panels;
+  }
+  Kernel::finish();
+}
+
+}  // namespace NATIVE_LEVEL
+}  // namespace native
