@@ -18,6 +18,7 @@ from triton_hf.chat import ChatTokenizer, TokenDecoder
 from triton_hf.cpu import apply_cpu_limits, usable_cores
 from triton_hf.engine import Engine, Job
 from triton_hf.errors import EngineError, SettingsError
+from triton_hf.model_files import LOCAL, ModelFiles, load_tokenizer
 from triton_hf.requests import Conversation
 from triton_hf.settings import ModelSettings
 from triton_hf.store import locate_weights
@@ -31,8 +32,6 @@ IDLE_CHUNKS = 4
 # such a product takes at most three times as long as a step alone.
 MIXED_TOKENS = 24
 MIXED_IDLE_CHUNKS = 10
-# No code of a repository, nothing from the network.
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class TransformersEngine(Engine):
@@ -63,7 +62,7 @@ class TransformersEngine(Engine):
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
         try:
-            files = _Files(folder)
+            files = ModelFiles(folder)
             self._check(files, files.tokenizer)
             runner = stored_runner(folder, files.config, self.settings)
         except (OSError, ValueError, SafetensorError) as error:
@@ -319,7 +318,7 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = settings.device
     if device == "auto":
@@ -330,32 +329,18 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        tokenizer = load_tokenizer(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
-            **_LOCAL,
+            **LOCAL,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _unusable(settings, error) from None
     model.to(torch.device(device))  # type: ignore[arg-type]  # its wrapper hides the signature
     model.train(False)
     return model, tokenizer
-
-
-class _Files:
-    """What a folder says of its model beside the weights; the model itself is not loaded."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-        self.config = AutoConfig.from_pretrained(folder, **_LOCAL)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
-        if (folder / "generation_config.json").is_file():
-            self.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        else:
-            self.generation_config = GenerationConfig.from_model_config(self.config)
 
 
 def _unusable(settings: ModelSettings, error: Exception) -> SettingsError:
