@@ -27,7 +27,9 @@ fail() {
 setting() { # NAME DEFAULT
     local value=${!1-}
     if [[ -z $value && -f .env ]]; then
-        value=$(sed -n "s/^$1=//p" .env | tail -n 1)
+        value=$(sed -n "s/^[[:space:]]*$1[[:space:]]*=[[:space:]]*//p" .env | tail -n 1)
+        value=${value%"${value##*[![:space:]]}"}
+        if [[ $value == \"*\" || $value == \'*\' ]]; then value=${value:1:-1}; fi
     fi
     printf '%s' "${value:-$2}"
 }
@@ -39,7 +41,9 @@ parameter() { # MODEL NAME: a string parameter of its config.pbtxt
     ' "model_repository/$1/config.pbtxt"
 }
 
-has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+engine_answers() { docker info >/dev/null 2>&1; }
+
+has_gpu() { [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]; }
 
 hub_answers() {
     local endpoint
@@ -52,16 +56,43 @@ cached() { # REPOSITORY: whether the Hub's own cache holds a snapshot of it
     compgen -G "$home/hub/models--${1//\//--}/snapshots/*/*.safetensors" >/dev/null
 }
 
+choose_runner() {
+    local runner
+    runner=$(setting RUNNER '')
+    case $runner in
+    docker)
+        command -v docker >/dev/null ||
+            fail "RUNNER=docker, and there is no docker here; install it, or set RUNNER=embedded"
+        engine_answers ||
+            fail "RUNNER=docker, and its engine does not answer ('docker info' says why);" \
+                "start it, or set RUNNER=embedded"
+        ;;
+    embedded) ;;
+    '') if engine_answers; then runner=docker; else runner=embedded; fi ;;
+    *) fail "RUNNER must be docker or embedded, not '$runner'" ;;
+    esac
+    printf '%s' "$runner"
+}
+
+# Prints why models compute on the CPU; nothing where they get the GPUs.
+reason_for_cpu() { # RUNNER
+    if ! has_gpu; then
+        echo "nvidia-smi finds no NVIDIA GPU here"
+    elif [[ $1 == docker && $(docker info --format '{{json .Runtimes}}') != *nvidia* ]]; then
+        echo "Docker has no NVIDIA runtime, so no GPU reaches a container; the NVIDIA Container" \
+            "Toolkit brings it"
+    fi
+}
+
 # Prints the models to serve; says on stderr which are left out and why.
-choose_models() {
-    local model device repository gpu=no hub=unknown
-    has_gpu && gpu=yes
+choose_models() { # REASON FOR THE CPU
+    local model device repository hub=unknown
     for folder in model_repository/*/config.pbtxt; do
         model=$(basename "$(dirname "$folder")")
         device=$(parameter "$model" device)
         repository=$(parameter "$model" repo_id)
-        if [[ $device == cuda && $gpu == no ]]; then
-            say "leaving out $model: it needs an NVIDIA GPU, and there is none here"
+        if [[ $device == cuda && -n $1 ]]; then
+            say "leaving out $model: it needs an NVIDIA GPU"
             continue
         fi
         if [[ $(parameter "$model" gated) == true && -z $(setting HF_TOKEN '') ]]; then
@@ -80,11 +111,16 @@ choose_models() {
     done
 }
 
-check_models() { # MODEL...
-    local model
+check_models() { # REASON FOR THE CPU, MODEL...
+    local model reason=$1
+    shift
     for model in "$@"; do
         [[ -f model_repository/$model/config.pbtxt ]] ||
-            fail "there is no model '$model' in model_repository/; there are: $(cd model_repository && echo *)"
+            fail "there is no model '$model' in model_repository/; there are:" \
+                "$(cd model_repository && echo */ | tr -d /)"
+        if [[ $(parameter "$model" device) == cuda && -n $reason ]]; then
+            fail "$model needs an NVIDIA GPU: $reason"
+        fi
         if [[ $(parameter "$model" gated) == true && -z $(setting HF_TOKEN '') ]]; then
             fail "$model needs a token: copy .env.example to .env and set HF_TOKEN"
         fi
@@ -92,10 +128,16 @@ check_models() { # MODEL...
 }
 
 check_port() { # PORT
-    [[ $1 =~ ^[0-9]+$ && $1 -ge 1 && $1 -le 65535 ]] || fail "PORT must be 1 to 65535, not '$1'"
+    [[ $1 =~ ^[1-9][0-9]{0,4}$ && $1 -le 65535 ]] || fail "PORT must be 1 to 65535, not '$1'"
     if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then
         fail "port $1 is in use; stop what listens there or set PORT, for example PORT=8080 $0"
     fi
+}
+
+export_setting() { # NAME
+    local value
+    value=$(setting "$1" '')
+    if [[ -n $value ]]; then export "$1=$value"; else unset "$1"; fi
 }
 
 check_privilege() { # PORT: the embedded server binds the port itself
@@ -106,16 +148,14 @@ check_privilege() { # PORT: the embedded server binds the port itself
     fi
 }
 
-run_docker() { # PORT MODEL...
-    local port=$1 image gpus=() arguments=(--model-repository=model_repository)
-    shift
+run_docker() { # PORT REASON FOR THE CPU, MODEL...
+    local port=$1 reason=$2 image gpus=() arguments=(--model-repository=model_repository)
+    shift 2
     image=$(setting IMAGE triton)
-    if docker info --format '{{json .Runtimes}}' | grep -q nvidia && has_gpu; then
-        gpus=(--gpus all)
-    fi
+    [[ -n $reason ]] || gpus=(--gpus all)
     if ! docker image inspect "$image" >/dev/null 2>&1; then
-        say "image '$image' is missing: building it (docker build -t $image .)"
-        if [[ ${#gpus[@]} -gt 0 ]]; then
+        say "image '$image' is missing: building it"
+        if [[ -z $reason ]]; then
             docker build -t "$image" .
         else
             python3 image/build.py --tag "$image"
@@ -125,29 +165,28 @@ run_docker() { # PORT MODEL...
     if [[ $# -lt $(find model_repository -name config.pbtxt | wc -l) ]]; then
         arguments+=(--model-control-mode=explicit "${@/#/--load-model=}")
     fi
-    local environment=() terminal=()
+    # By name, because Docker keeps the quotes of a value in an env file.
+    local environment=() terminal=() name
     [[ -f .env ]] && environment=(--env-file ./.env)
     for name in HF_TOKEN HF_ENDPOINT; do
-        [[ -n ${!name-} ]] && environment+=(--env "$name")
+        export_setting "$name"
+        [[ -z ${!name-} ]] || environment+=(--env "$name")
     done
     [[ -t 0 ]] && terminal=(-t)
-    say "Docker${gpus[0]:+ with all GPUs}: http://localhost:$port, models: $*"
+    say "Docker on http://localhost:$port, models: $*"
     exec docker run "${gpus[@]}" -i "${terminal[@]}" --rm --shm-size=1G --ulimit memlock=-1 \
         --ulimit stack=67108864 "${environment[@]}" \
         -v "${PWD}/model_repository:/opt/tritonserver/model_repository" \
         -p "$port:8000" "$image" tritonserver "${arguments[@]}"
 }
 
-run_embedded() { # PORT MODEL...
-    local port=$1
-    shift
+run_embedded() { # PORT REASON FOR THE CPU, MODEL...
+    local port=$1 name
+    shift 2
     check_privilege "$port"
     [[ -x .venv/bin/python ]] || make --no-print-directory venv
-    for name in HF_TOKEN HF_ENDPOINT; do
-        export "$name=$(setting "$name" '')"
-        [[ -n ${!name} ]] || unset "$name"
-    done
-    say "no Docker engine: embedded Triton on http://localhost:$port, models: $*"
+    for name in HF_TOKEN HF_ENDPOINT; do export_setting "$name"; done
+    say "embedded Triton on http://localhost:$port, models: $*"
     PYTHONPATH=image exec .venv/bin/python -m triton_hf.serve --port "$port" \
         --model-repository model_repository "$@"
 }
@@ -159,26 +198,24 @@ main() {
         exit
     fi
     cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
-    local port runner wanted models=()
+    local port runner reason wanted models=()
     port=$(setting PORT 80)
-    runner=$(setting RUNNER '')
-    wanted=$(setting MODELS '')
     check_port "$port"
+    runner=$(choose_runner)
+    reason=$(reason_for_cpu "$runner")
+    if [[ $runner == embedded && -z $(setting RUNNER '') ]]; then
+        say "no Docker engine answers: taking the embedded Triton"
+    fi
+    say "models compute on ${reason:+the CPU: }${reason:-the NVIDIA GPUs of this machine}"
+    wanted=$(setting MODELS '')
     if [[ -n $wanted ]]; then
         IFS=', ' read -r -a models <<<"$wanted"
-        check_models "${models[@]}"
+        check_models "$reason" "${models[@]}"
     else
-        mapfile -t models < <(choose_models)
+        mapfile -t models < <(choose_models "$reason")
     fi
     [[ ${#models[@]} -gt 0 ]] || fail "there is no model that this machine can serve"
-    if [[ -z $runner ]]; then
-        runner=embedded
-        if docker info >/dev/null 2>&1; then runner=docker; fi
-    fi
-    case $runner in
-    docker | embedded) "run_$runner" "$port" "${models[@]}" ;;
-    *) fail "RUNNER must be docker or embedded, not '$runner'" ;;
-    esac
+    "run_$runner" "$port" "$reason" "${models[@]}"
 }
 
 main "$@"

@@ -63,7 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
             time.sleep(0.2)
         if not stopped:
             progress("run_server: tritonserver ended by itself; its log is above")
-            return process.returncode or 1
+            return stop_group(process) or 1
         progress("run_server: stopping")
         stop_group(process)
         return 0
