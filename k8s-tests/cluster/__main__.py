@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 
 from cluster import binaries, lifecycle, network, node, preflight, services
@@ -43,6 +44,7 @@ def main() -> int:
     shown = verbs.add_parser("status", help="say what runs")
     shown.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # compilers end with us
     try:
         return run(options)
     except FAILURES as error:

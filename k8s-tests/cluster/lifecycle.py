@@ -39,13 +39,16 @@ class UnfitError(ClusterError):
 def step(name: str) -> Iterator[None]:
     """Say that a step goes on, every few seconds, and how long it took."""
     start = time.monotonic()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:  # a process of its own: threads do not survive the forks of a step
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with contextlib.suppress(KeyboardInterrupt):
-            while os.getppid() != 1:
-                time.sleep(SILENCE)
+            time.sleep(SILENCE)
+            while os.getppid() == parent:
                 elapsed = time.monotonic() - start
                 print(f"cluster: {name} ... {elapsed:.0f} s", file=sys.stderr, flush=True)
+                time.sleep(SILENCE)
         os._exit(0)
     try:
         yield

@@ -89,7 +89,8 @@ def install_packages() -> None:
     print(f"cluster: installing Debian packages: {' '.join(names)}", file=sys.stderr, flush=True)
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     words = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *names]
-    for command in (["apt-get", "update", "-q"], words):
+    # dpkg first: an installation that was stopped half-way blocks every later one.
+    for command in (["dpkg", "--configure", "-a"], ["apt-get", "update", "-q"], words):
         with subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as child:

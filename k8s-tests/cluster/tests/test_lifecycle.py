@@ -1,0 +1,64 @@
+"""Steps of the cluster speak while they go on, and not after."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import lifecycle
+from support.place import ROOT
+from support.wait import until
+
+# A process that takes over what is left without a parent, as systemd of a user and containers do.
+SUBREAPER = """
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stderr=subprocess.PIPE)
+print(child.pid, flush=True)
+# Ends with the last process that may write: the step's, and the one that speaks for it.
+print(len(child.stderr.read()), flush=True)
+"""
+STEP = """
+import time
+from cluster import lifecycle
+lifecycle.SILENCE = 0.1
+with lifecycle.step("kubeadm init"):
+    time.sleep(300)
+"""
+
+
+def test_a_long_step_says_that_it_goes_on_and_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lifecycle, "SILENCE", 0.05)
+    heard = ""
+
+    def spoken() -> bool:
+        nonlocal heard
+        heard += capfd.readouterr().err
+        return "cluster: kubeadm init ... 0 s" in heard
+
+    with lifecycle.step("kubeadm init"):
+        until(spoken, seconds=20, every=0.05)
+
+    assert capfd.readouterr().err.splitlines()[-1].startswith("cluster: kubeadm init, ")
+
+
+def test_nothing_speaks_for_a_step_that_was_killed_under_a_subreaper() -> None:
+    words = [sys.executable, "-c", SUBREAPER, STEP]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")}
+    with subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, text=True, cwd=Path("/")
+    ) as reaper:
+        assert reaper.stdout is not None
+        step = int(reaper.stdout.readline())
+        children = Path(f"/proc/{step}/task/{step}/children")
+        until(lambda: children.read_text() != "", seconds=20, every=0.05)
+        os.kill(step, signal.SIGKILL)
+        out, _ = reaper.communicate(timeout=20)
+    assert out.strip().isdigit()
