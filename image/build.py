@@ -169,6 +169,22 @@ class Tool:
         form = f'{{{{index .OCIv1.Config.Labels "{LABEL}"}}}}'
         return output(["buildah", "inspect", "--type", "image", "--format", form, image])
 
+    def environment(self, image: str) -> dict[str, str] | None:
+        """Environment variables that an image sets, None when there is no such image."""
+        kind = [] if self.name == "buildah" else ["image"]
+        typed = ["--type", "image"] if self.name == "buildah" else []
+        text = output([self.name, *kind, "inspect", *typed, image])
+        if text is None:
+            return None
+        found = json.loads(text)
+        config = found["OCIv1"]["config"] if self.name == "buildah" else found[0]["Config"]
+        return dict(line.split("=", 1) for line in config.get("Env") or ())
+
+    def local_name(self, image: str) -> str:
+        """Full name of an image that was built here."""
+        image = image if ":" in image.rsplit("/", 1)[-1] else f"{image}:latest"
+        return image if self.name == "docker" or "/" in image else f"localhost/{image}"
+
     def pull(self, image: str) -> bool:
         """Whether an image is here or can be pulled."""
         if self.label(image) is not None:
@@ -369,13 +385,12 @@ def build(options: argparse.Namespace) -> str:
         arguments += ["--build-arg", "ACCELERATOR=cpu"] if kind.stage else []
     if options.torch_index:
         arguments += ["--build-arg", f"TORCH_INDEX={options.torch_index}"]
-    image = options.tag if ":" in options.tag.rsplit("/", 1)[-1] else f"{options.tag}:latest"
-    local = image if tool.name == "docker" or "/" in image else f"localhost/{image}"
+    local = tool.local_name(options.tag)
     key = inputs_key(options.target, base, arguments)
     if tool.label(local) == key:
-        say(f"{image} is up to date")
+        say(f"{options.tag} is up to date")
     else:
-        with step(f"building {image} (target {options.target})"):
+        with step(f"building {options.tag} (target {options.target})"):
             secrets = network_options()
             tool.build(
                 kind=kind,
@@ -389,6 +404,20 @@ def build(options: argparse.Namespace) -> str:
             insecure = options.plain_http or plain_http(options.push)
             tool.push(local, options.push, plain_http=insecure)
     return local
+
+
+def triton_version(tag: str) -> str:
+    """Return the version of the Triton in an image that was built here.
+
+    Raises:
+        BuildError: there is no such image.
+    """
+    tool = Tool()
+    environment = tool.environment(tool.local_name(tag))
+    if environment is None:
+        raise BuildError(f"there is no image {tag} here", exit_code=EXIT_MISSING)
+    # NVIDIA's base says it; the base that is made here carries the version that PyPI has.
+    return environment.get("TRITON_SERVER_VERSION", TRITON_VERSION)
 
 
 def _pullable(tool: Tool, base: str) -> bool:
@@ -407,8 +436,16 @@ def main() -> int:
     parser.add_argument("--push", metavar="REF", help="push to this name afterwards")
     parser.add_argument("--plain-http", action="store_true", help="the registry has no TLS")
     parser.add_argument("--json", action="store_true", help="print name and inputs as JSON")
+    parser.add_argument(
+        "--triton-version",
+        action="store_true",
+        help="print the version in the image, build nothing",
+    )
     options = parser.parse_args()
     try:
+        if options.triton_version:
+            print(triton_version(options.tag))
+            return 0
         image = build(options)
     except BuildError as error:
         print(f"image: {error}", file=sys.stderr)

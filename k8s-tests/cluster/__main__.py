@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
             with lifecycle.step("Hub mirror"):
                 services.start_hub()
         case "preflight":
-            if found := preflight.faults():
+            if found := preflight.faults(make_up=True):
                 print("\n".join(f"cluster: {fault}" for fault in found), file=sys.stderr)
                 return 2
         case "status":

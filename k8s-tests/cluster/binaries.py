@@ -36,7 +36,7 @@ from support.place import cache
 
 COMPONENTS_DIR = Path(__file__).parent / "components"
 PROGRESS_SECONDS = 8.0  # longest silence of a build
-GIGABYTE = 1 << 30
+GIGABYTE = 1e9
 
 # Debugging tables would be dropped by the linker (-s -w), so the compiler writes none.
 COMPILER_FLAGS = "-gcflags=all=-dwarf=false"
@@ -346,15 +346,34 @@ def check_machine(components: Sequence[Component]) -> None:
     Raises:
         MissingError: naming what is missing, how much of it, and where to get it.
     """
-    what = ", ".join(component.name for component in components)
-    check_go(what, max((_go_needed(c) for c in components), key=_version_tuple))
-    room = sum(component.disk_gigabytes for component in components) - _gigabytes_in(cache_folder())
+    check_toolchain(components)
+    room = room_gigabytes(components)
     free = shutil.disk_usage(_existing(cache())).free / GIGABYTE
     if free < room:
         raise MissingError(
-            f"{room:.0f} GB of free disk are needed below {cache()} to build {what}, and "
-            f"{free:.1f} GB are there: free some, or set TRITON_CACHE to a folder on another disk."
+            f"{room:.0f} GB of free disk are needed below {cache()} to build {_listed(components)},"
+            f" and {free:.1f} GB are there: free some, or set TRITON_CACHE to a folder on another "
+            "disk."
         )
+
+
+def check_toolchain(components: Sequence[Component]) -> None:
+    """Check that a Go is there that builds all of these.
+
+    Raises:
+        MissingError: naming the version that is needed and where to get it.
+    """
+    check_go(_listed(components), max((_go_needed(c) for c in components), key=_version_tuple))
+
+
+def room_gigabytes(components: Sequence[Component]) -> float:
+    """Return the free disk that a build of these takes, less what an earlier one left."""
+    whole = sum(component.disk_gigabytes for component in components)
+    return max(0.0, whole - _gigabytes_in(cache_folder()))
+
+
+def _listed(components: Sequence[Component]) -> str:
+    return ", ".join(component.name for component in components)
 
 
 def check_go(what: str, needed: str) -> None:
@@ -394,7 +413,7 @@ def _gigabytes_in(folder: Path) -> float:
     listing = subprocess.run(
         ["du", "-sk", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ).stdout
-    return int(listing.split()[0]) / (1 << 20) if listing else 0.0
+    return int(listing.split()[0]) * 1024 / GIGABYTE if listing else 0.0
 
 
 def _go_needed(component: Component) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import binaries, network, plan
@@ -14,7 +16,12 @@ from support.place import cache
 
 GIGABYTE = 1e9
 MEMORY_GIGABYTES = 6
-RUN_GIGABYTES = 12  # images in the registry and on the nodes
+PYTHON = (3, 11)
+# Measured, with a margin; the first two are gone after `make clean`, the last after a reset.
+ENVIRONMENT_GIGABYTES = 7
+IMAGE_GIGABYTES = 8
+RUN_GIGABYTES = 12
+BUILDAH = Path("/var/lib/containers")
 # What Debian's packages bring, by a command or file of theirs.
 PACKAGES = {
     "containerd": "/usr/bin/containerd",
@@ -34,11 +41,27 @@ PACKAGES = {
 }
 
 
-def faults(groups: Sequence[str] = ("core",)) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Free disk that something takes.
+
+    Attributes:
+        folder: below which it goes.
+        gigabytes: how much.
+        what: what takes it.
+    """
+
+    folder: Path
+    gigabytes: float
+    what: str
+
+
+def faults(groups: Sequence[str] = ("core",), *, make_up: bool = False) -> list[str]:
     """Return one sentence for each thing that is missing and that we cannot install.
 
     Args:
         groups: what will be built (see `cluster.binaries`).
+        make_up: whether Python environment, model and images are made as well.
     """
     found = []
     if sys.platform != "linux":
@@ -47,15 +70,12 @@ def faults(groups: Sequence[str] = ("core",)) -> list[str]:
         found.append("root is needed for namespaces: use sudo, or set KUBECONFIG to a cluster")
     if missing := [c for c in binaries.select(groups) if not binaries.is_built(c)]:
         try:
-            binaries.check_machine(missing)
+            binaries.check_toolchain(missing)
         except binaries.BinariesError as error:
             found.append(str(error))
-    free = shutil.disk_usage(_existing(cache())).free / GIGABYTE
-    if free < RUN_GIGABYTES and not plan.kubeconfig().exists():
-        found.append(
-            f"{RUN_GIGABYTES} GB of free disk are needed below {cache()} for images, and "
-            f"{free:.0f} GB are there: free some, or set TRITON_CACHE to another disk"
-        )
+    found += disk_faults([*_cluster_rooms(missing), *(_other_rooms() if make_up else ())])
+    if make_up:
+        found += python_faults()
     if (memory := memory_bytes() / GIGABYTE) < MEMORY_GIGABYTES:
         found.append(
             f"{MEMORY_GIGABYTES} GB of memory are needed, this machine has {memory:.0f}: use a "
@@ -71,6 +91,83 @@ def faults(groups: Sequence[str] = ("core",)) -> list[str]:
         names = ", ".join(missing_packages())
         found.append(f"install these (there is no apt-get here to do it): {names}")
     return found
+
+
+def disk_faults(rooms: Sequence[Room]) -> list[str]:
+    """Return a fault for each file system that has less free than all that goes there takes."""
+    found = []
+    for device in dict.fromkeys(device_of(room.folder) for room in rooms):
+        here = [room for room in rooms if device_of(room.folder) == device]
+        needed = sum(room.gigabytes for room in here)
+        free = shutil.disk_usage(_existing(here[0].folder)).free / GIGABYTE
+        if free < needed:
+            folders = " and ".join(dict.fromkeys(str(room.folder) for room in here))
+            parts = ", ".join(f"{room.gigabytes:.0f} {room.what}" for room in here)
+            found.append(
+                f"{needed:.0f} GB of free disk are needed below {folders} ({parts}), and "
+                f"{free:.0f} GB are there: free some, or set TRITON_CACHE to another disk"
+            )
+    return found
+
+
+def python_faults() -> list[str]:
+    """Return what Python itself lacks for the environment of `make venv`."""
+    found = []
+    wanted = ".".join(map(str, PYTHON))
+    if python_version() < PYTHON:
+        this = ".".join(map(str, python_version()))
+        found.append(f"Python {wanted} or newer is needed, python3 is {this}: put one on PATH")
+    elif not has_ensurepip() and not _environment_is_made():
+        found.append("Python has no ensurepip: run `apt-get install python3-venv`")
+    return found
+
+
+def python_version() -> tuple[int, int]:
+    """Return the version of the Python that runs this."""
+    return sys.version_info[:2]
+
+
+def has_ensurepip() -> bool:
+    """Return whether an environment can be made; Debian has that in a package of its own."""
+    return importlib.util.find_spec("ensurepip") is not None
+
+
+def device_of(folder: Path) -> int:
+    """Return the file system on which a folder is or will be."""
+    return _existing(folder).stat().st_dev
+
+
+def _cluster_rooms(missing: Sequence[binaries.Component]) -> list[Room]:
+    found = []
+    if missing:
+        what = f"to build {', '.join(component.name for component in missing)}"
+        room = binaries.room_gigabytes(missing)
+        found.append(Room(folder=cache(), gigabytes=room, what=what))
+    if not plan.kubeconfig().exists():
+        what = "for images in the registry and on the nodes"
+        found.append(Room(folder=cache(), gigabytes=RUN_GIGABYTES, what=what))
+    return found
+
+
+def _other_rooms() -> list[Room]:
+    found = []
+    if not _environment_is_made():
+        what = "for the Python environment and the model"
+        found.append(Room(folder=cache(), gigabytes=ENVIRONMENT_GIGABYTES, what=what))
+    if not image_is_built():
+        what = "for the images that buildah makes"
+        found.append(Room(folder=BUILDAH, gigabytes=IMAGE_GIGABYTES, what=what))
+    return found
+
+
+def image_is_built() -> bool:
+    """Return whether buildah has an image of the server; asked of its files, it may not be here."""
+    listing = BUILDAH / "storage" / "overlay-images" / "images.json"
+    return os.access(listing, os.R_OK) and '"localhost/triton-hf:' in listing.read_text()
+
+
+def _environment_is_made() -> bool:
+    return any(cache().glob("venv-*/.complete"))
 
 
 def missing_packages() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from support import helm, install, place
 from support.helm import CommandFailedError, Release
-from support.small import SIMULATED, values
+from support.small import SIMULATED, several, values
 from support.wait import until
 
 from .conftest import GATED_TOKEN
@@ -81,7 +81,7 @@ def test_an_upgrade_adds_a_model_and_the_old_one_answers_on(
     release = make_release()
     host = f"{release.namespace}.test"
     chosen = values(here, host, models={"alpha": SIMULATED})
-    chosen["replicas"] = 2
+    chosen = several(chosen, release.name, 2)
     release.apply(chosen)
     entrance = install.door(here, release)
     assert entrance.request("GET", "/v2/models/beta/ready")[0] == 404
@@ -95,7 +95,7 @@ def test_a_broken_model_never_becomes_ready_says_why_and_old_pods_serve_on(
 ) -> None:
     release = make_release()
     chosen = values(here, f"{release.namespace}.test", models={"alpha": SIMULATED})
-    chosen["replicas"] = 2
+    chosen = several(chosen, release.name, 2)
     release.apply(chosen)
     entrance = install.door(here, release)
     old = {pod["metadata"]["name"] for pod in release.pods()}

@@ -9,7 +9,7 @@ from cluster.node import Node
 from cluster.plan import node as plan_of
 from support import helm, small
 from support.helm import Release
-from support.place import Place
+from support.place import RELEASE, Place
 from support.wait import until
 
 MODEL = "simulated"
@@ -42,7 +42,9 @@ print(json.load(urllib.request.urlopen(urllib.request.Request(url, data=body), t
 
 
 def values(here: Place, namespace: str, *, light: bool = True, **more: Any) -> dict[str, Any]:
-    """Return values of two servers on two nodes with the probes that the chart has by default.
+    """Return values of two servers with the probes that the chart has by default.
+
+    They are on two nodes, unless the store can be on one only.
 
     Args:
         here: the cluster.
@@ -51,7 +53,7 @@ def values(here: Place, namespace: str, *, light: bool = True, **more: Any) -> d
         more: top-level values that replace these.
     """
     chosen = small.values(here, f"{namespace}.test", models={MODEL: SIMULATED}, light=light)
-    chosen |= {"replicas": 2}
+    chosen = small.several(chosen, RELEASE, 2)
     if here.embedded:
         chosen["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
         chosen["nodeSelector"] = {"nvidia.com/gpu.present": "true"}

@@ -11,19 +11,47 @@ import sys
 from support import place
 
 
+def remove_releases(here: place.Place, namespace: str) -> int:
+    """Remove what `make up` and `make load` made on a cluster of somebody else's.
+
+    The namespace stays, because there may be more in it.
+    """
+    releases = (place.LOAD_RELEASE, place.RELEASE)
+    label = f"app.kubernetes.io/instance in ({', '.join(releases)})"
+    inside = ["-n", namespace, "--ignore-not-found"]
+    commands = [
+        *(["helm", "uninstall", name, *inside, "--wait"] for name in releases),
+        # What an uninstall keeps: claims, Secrets with a token, Jobs that were hooks.
+        ["kubectl", "delete", "jobs,pvc,secrets", *inside, "-l", label],
+        ["kubectl", "delete", "secret", place.TOKEN_SECRET, *inside],
+    ]
+    for words in commands:
+        if not shutil.which(words[0], path=place.tool_path()):
+            print(f"make down: {words[0]} is not on PATH: install it", file=sys.stderr)
+            return 1
+        code = subprocess.run(words, env=here.environment(), check=False).returncode
+        if code:
+            return code
+    print(
+        f"make down: the namespace {namespace} stays; `kubectl delete namespace {namespace}` "
+        "removes it with all that is in it",
+        file=sys.stderr,
+    )
+    return 0
+
+
 def main() -> int:
     """Remove what `make up` made; return the first exit code that is not 0."""
     parser = argparse.ArgumentParser(prog="make down", description=__doc__)
     parser.add_argument("--all", action="store_true", help="remove the caches as well")
-    everything = parser.parse_args().all
+    parser.add_argument("--namespace", default=place.NAMESPACE, help="on another cluster")
+    options = parser.parse_args()
     os.environ["PYTHONPATH"] = str(place.ROOT / "k8s-tests")
-    if place.foreign_kubeconfig():
-        here = place.current()
-        words = ["helm", "uninstall", "triton", "-n", "triton", "--ignore-not-found"]
-        return subprocess.run(words, env=here.environment(), check=False).returncode
-    verb = "reset" if everything else "down"
+    if named := place.foreign_kubeconfig():
+        return remove_releases(place.foreign(named), options.namespace)
+    verb = "reset" if options.all else "down"
     code = subprocess.run([sys.executable, "-m", "cluster", verb], check=False).returncode
-    if everything and code == 0:
+    if options.all and code == 0:
         shutil.rmtree(place.cache(), ignore_errors=True)
     return code
 

@@ -73,14 +73,23 @@ class Release:
         wait: bool = True,
         timeout: int = 300,
         files: tuple[Path, ...] = (),
+        last: tuple[Path, ...] = (),
     ) -> str:
-        """Install or upgrade, and with `wait` return only when everything is ready."""
-        named = [word for file in files for word in ("-f", str(file))]
+        """Install or upgrade, and with `wait` return only when everything is ready.
+
+        Args:
+            values: what counts more than `files`, and less than `last`.
+            wait: whether everything must be ready.
+            timeout: seconds that this may take.
+            files: files of values.
+            last: more of them.
+        """
         with values_file(values) as file:
+            named = [word for each in (*files, file, *last) for word in ("-f", str(each))]
             return run(
                 self.place,
                 *("helm", "upgrade", "--install", self.name, str(self.chart)),
-                *("-n", self.namespace, *named, "-f", str(file), "--timeout", f"{timeout}s"),
+                *("-n", self.namespace, *named, "--timeout", f"{timeout}s"),
                 *(["--wait"] if wait else []),
                 timeout=timeout + 30,
             )

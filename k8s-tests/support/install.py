@@ -5,8 +5,10 @@ Every step is idempotent: a second run changes nothing and asks again.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,8 +20,8 @@ from support.helm import Release
 from support.steps import Board
 from support.wait import until
 
-NAMESPACE = "triton"
-RELEASE = "triton"
+NAMESPACE = place.NAMESPACE
+RELEASE = place.RELEASE
 MODEL = "smollm2-135m"
 SYSTEM = "You are a useful assistant, please answer in one short sentence."
 USER = "Why is the sky blue?"
@@ -37,6 +39,33 @@ def token() -> str:
             if name.strip() == "HF_TOKEN":
                 return value.strip().strip("\"'")
     return ""
+
+
+def values_of_user() -> tuple[Path, ...]:
+    """Return the file that VALUES names, if it names one.
+
+    Raises:
+        helm.CommandFailedError: when there is no such file.
+    """
+    if not (named := os.environ.get("VALUES")):
+        return ()
+    if not Path(named).is_file():
+        raise helm.CommandFailedError(f"VALUES names {named}, which does not exist")
+    return (Path(named),)
+
+
+def triton_version() -> str | None:
+    """Return the version of the Triton in the image, None when nothing here knows it.
+
+    TRITON_VERSION says it; else the image that was built here does. The chart leaves out flags
+    that an older one does not know.
+    """
+    if named := os.environ.get("TRITON_VERSION"):
+        return named
+    build = place.ROOT / "image" / "build.py"
+    words = [sys.executable, str(build), "--tag", f"triton-hf:{place.VERSION}", "--triton-version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def ensure_namespace(here: place.Place, name: str) -> None:
@@ -188,21 +217,37 @@ def ask(here: Door) -> None:
         raise AssertionError("the model answered with an empty text")
 
 
+def apply(release: Release, board: Board) -> None:
+    """Install the release with the values of its cluster, and over them those of VALUES.
+
+    Raises:
+        helm.CommandFailedError: when VALUES names no file, or helm or kubectl says no.
+    """
+    here = release.place
+    last = values_of_user()
+    ensure_namespace(here, release.namespace)
+    secret = token() or ("hf_test_token_open_sesame" if here.embedded else "")
+    values: dict[str, Any] = {"image": images.values(here, "triton-hf")}
+    if not here.embedded and (version := triton_version()):
+        values["image"]["tritonVersion"] = version
+    if secret:
+        ensure_token(here, release.namespace, place.TOKEN_SECRET, secret)
+        values["huggingface"] = {"token": {"existingSecret": place.TOKEN_SECRET}}
+    board.say("release", f"helm upgrade --install {RELEASE} charts/triton -n {release.namespace}")
+    file = VALUES / ("embedded.yaml" if here.embedded else "foreign.yaml")
+    release.apply(values, wait=False, files=(file,), last=last)
+
+
 def main() -> int:
     """Install, wait, ask; return 0, or 1 after one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m support.install", description=__doc__)
+    parser.add_argument("--namespace", default=NAMESPACE)
+    options = parser.parse_args()
     board = Board()
     here = place.current()
-    release = Release(place=here, namespace=NAMESPACE, name=RELEASE)
-    file = VALUES / ("embedded.yaml" if here.embedded else "foreign.yaml")
+    release = Release(place=here, namespace=options.namespace, name=RELEASE)
     try:
-        ensure_namespace(here, NAMESPACE)
-        secret = token() or ("hf_test_token_open_sesame" if here.embedded else "")
-        values: dict[str, Any] = {"image": images.values(here, "triton-hf")}
-        if secret:
-            ensure_token(here, NAMESPACE, "huggingface-token", secret)
-            values["huggingface"] = {"token": {"existingSecret": "huggingface-token"}}
-        board.say("release", f"helm upgrade --install {RELEASE} charts/triton -n {NAMESPACE}")
-        release.apply(values, wait=False, files=(file,))
+        apply(release, board)
         wait_ready(release, board, seconds=600)
         ask(door(here, release))
     except (AssertionError, TimeoutError) as error:

@@ -31,7 +31,7 @@ from support.wait import until
 CHART = place.ROOT / "charts" / "locust"
 VALUES = place.ROOT / "k8s-tests" / "load" / "values.yaml"
 RESULTS = place.ROOT / "results"
-RELEASE = "load"
+RELEASE = place.LOAD_RELEASE
 IMAGE = "triton-load"
 VERDICTS = {0: "pass", 1: "fail", 2: "bad input", 3: "invalid"}
 NOT_RUN = 4

@@ -11,6 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.1.0"
+NAMESPACE = "triton"
+RELEASE = "triton"
+LOAD_RELEASE = "load"
+TOKEN_SECRET = "huggingface-token"  # noqa: S105
 EMBEDDED_HUB = "http://hub.local:8080"
 
 
@@ -27,12 +31,12 @@ def embedded_kubeconfig() -> Path:
     return cache() / "cluster" / "kubeconfig"
 
 
-def foreign_kubeconfig() -> Path | None:
-    """Return the kubeconfig of a cluster that is not ours, when KUBECONFIG names one."""
+def foreign_kubeconfig() -> str | None:
+    """Return KUBECONFIG (a file, or several with colons between) when it names another cluster."""
     named = os.environ.get("KUBECONFIG")
     if not named or Path(named) == embedded_kubeconfig():
         return None
-    return Path(named)
+    return named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +44,13 @@ class Place:
     """The cluster in use.
 
     Attributes:
-        kubeconfig: file for kubectl and helm.
+        kubeconfig: file for kubectl and helm, or several with colons between.
         push: registry that this machine pushes to (host:port, or host/path).
         pull: the same registry as the cluster's nodes name it.
         embedded: whether the cluster is the one that this project builds.
     """
 
-    kubeconfig: Path
+    kubeconfig: Path | str
     push: str
     pull: str
     embedded: bool
@@ -63,20 +67,25 @@ def tool_path() -> str:
     return os.pathsep.join([*folders, os.environ.get("PATH", "")])
 
 
+def foreign(kubeconfig: str, *, registry: str = "") -> Place:
+    """Return a cluster that is not ours."""
+    return Place(kubeconfig=kubeconfig, push=registry, pull=registry, embedded=False)
+
+
 def current() -> Place:
     """Return the cluster that KUBECONFIG names, else the embedded one.
 
     Raises:
         SystemExit: with one sentence, when a foreign cluster has no registry to pull from.
     """
-    if foreign := foreign_kubeconfig():
+    if named := foreign_kubeconfig():
         registry = os.environ.get("IMAGE_REGISTRY", "")
         if not registry:
             raise SystemExit(
-                f"KUBECONFIG names another cluster ({foreign}); set IMAGE_REGISTRY to a registry "
+                f"KUBECONFIG names another cluster ({named}); set IMAGE_REGISTRY to a registry "
                 "that it can pull from (and add PUSH=1 to have the images pushed there)."
             )
-        return Place(kubeconfig=foreign, push=registry, pull=registry, embedded=False)
+        return foreign(named, registry=registry)
     status = json.loads(
         subprocess.run(
             [sys.executable, "-m", "cluster", "status", "--json"],

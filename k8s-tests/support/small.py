@@ -35,6 +35,21 @@ def values(
     return chosen
 
 
+def several(chosen: dict[str, Any], release: str, count: int) -> dict[str, Any]:
+    """Return the values with several servers; where one node can mount the store, all run there."""
+    store = chosen["modelStore"]
+    if "ReadWriteMany" in store.get("accessModes", ()):
+        return chosen | {"replicas": count}
+    labels = {"app.kubernetes.io/instance": release, "app.kubernetes.io/component": "server"}
+    near = {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"}
+    rule = {"requiredDuringSchedulingIgnoredDuringExecution": [near]}
+    return chosen | {
+        "replicas": count,
+        "modelStore": store | {"allPodsOnOneNode": True},
+        "affinity": {"podAffinity": rule},
+    }
+
+
 def resources(memory: str) -> dict[str, Any]:
     """Return resources that fit a crowd of releases on a small machine."""
     return {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": memory}}

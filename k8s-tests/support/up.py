@@ -8,11 +8,14 @@ Standard library only until the Python environment stands.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from cluster import preflight
 from support import place
@@ -65,13 +68,83 @@ def check_foreign() -> None:
         for tool in ("kubectl", "helm")
         if not shutil.which(tool, path=place.tool_path())
     ]
-    file = place.foreign_kubeconfig()
-    if file is not None and not file.is_file():
-        missing.append(f"KUBECONFIG names {file}, which does not exist")
+    named = place.foreign_kubeconfig() or ""
+    if not any(Path(file).is_file() for file in named.split(os.pathsep)):
+        missing.append(f"KUBECONFIG names {named}, which does not exist")
+    if not missing:
+        missing = cluster_faults(place.foreign(named))
     if not os.environ.get("IMAGE_REGISTRY"):
         missing.append("set IMAGE_REGISTRY to a registry that the cluster can pull from")
+    if os.environ.get("PUSH") and not _can_build():
+        missing.append(
+            "PUSH=1 builds the images, and neither Docker's engine nor buildah is here: start "
+            "Docker, or push images from a machine that can build and leave PUSH out"
+        )
+    values = os.environ.get("VALUES")
+    if values and not Path(values).is_file():
+        missing.append(f"VALUES names {values}, which does not exist")
+    missing += preflight.python_faults()
     if missing:
-        raise StepFailedError("; ".join(missing))
+        raise StepFailedError("\nmake up: ".join(missing))
+
+
+def cluster_faults(here: place.Place) -> list[str]:
+    """Return what a cluster lacks for the release, one sentence each.
+
+    With VALUES set, storage and ingress are what that file says, and are not looked at.
+    """
+    try:
+        _kubectl(here, "get", "--raw", "/readyz")
+    except StepFailedError as error:
+        return [f"the API of the cluster does not answer ({error}): check KUBECONFIG and network"]
+    if os.environ.get("VALUES"):
+        return []
+    found = []
+    classes = json.loads(_kubectl(here, "get", "storageclass", "-o", "json"))["items"]
+    if not any(_is_default(each, "storageclass.kubernetes.io") for each in classes):
+        found.append(
+            f"the cluster has no default StorageClass (it has {_names(classes)}): mark one as "
+            "default, or set modelStore.storageClass in a file and VALUES to its name"
+        )
+    classes = json.loads(_kubectl(here, "get", "ingressclass", "-o", "json"))["items"]
+    if not any(_is_default(each, "ingressclass.kubernetes.io") for each in classes):
+        found.append(
+            f"the cluster has no default IngressClass (it has {_names(classes)}): install an "
+            "ingress controller, or set ingress.className in a file and VALUES to its name"
+        )
+    return found
+
+
+def _kubectl(here: place.Place, *words: str) -> str:
+    done = subprocess.run(
+        ["kubectl", "--request-timeout=5s", *words],
+        env=here.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise StepFailedError(said[-1] if said else f"kubectl ended with {done.returncode}")
+    return done.stdout
+
+
+def _is_default(each: dict[str, Any], group: str) -> bool:
+    annotations = each["metadata"].get("annotations", {})
+    return bool(annotations.get(f"{group}/is-default-class") == "true")
+
+
+def _names(classes: list[dict[str, Any]]) -> str:
+    return ", ".join(each["metadata"]["name"] for each in classes) or "none"
+
+
+def _can_build() -> bool:
+    """Return whether Docker's engine answers, or buildah is here for root."""
+    if shutil.which("docker"):
+        done = subprocess.run(["docker", "info"], capture_output=True, check=False)
+        if done.returncode == 0:
+            return True
+    return shutil.which("buildah") is not None and os.geteuid() == 0
 
 
 def check_machine() -> None:
@@ -80,7 +153,7 @@ def check_machine() -> None:
     Raises:
         StepFailedError: with one sentence for each missing part.
     """
-    if found := preflight.faults():
+    if found := preflight.faults(make_up=True):
         raise StepFailedError("\nmake up: ".join(found))
 
 

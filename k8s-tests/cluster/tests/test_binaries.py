@@ -177,7 +177,7 @@ def test_too_little_disk_is_named_with_both_sizes_and_changes_nothing(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(9, 8, 1 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(9e9, 8e9, 1e9))
     monkeypatch.setattr(binaries, "go_version", lambda: "go1.99.0")
 
     with pytest.raises(MissingError, match=r"5 GB of free disk .*TRITON_CACHE") as caught:

@@ -25,6 +25,8 @@ def fit_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(900e9, 0, 900e9))
     monkeypatch.setattr(preflight, "memory_bytes", lambda: 16e9)
     monkeypatch.setattr(preflight, "missing_packages", list)
+    monkeypatch.setattr(preflight, "image_is_built", lambda: False)
+    monkeypatch.setattr(preflight, "device_of", lambda _: 1)
     monkeypatch.setattr(network, "namespaces", list)
     monkeypatch.setattr(preflight, "routes", lambda: ["default via 192.0.2.1 dev eth0"])
     return tmp_path
@@ -32,13 +34,13 @@ def fit_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def only_fault() -> str:
     """Return the one sentence that is said."""
-    (sentence,) = preflight.faults()
+    (sentence,) = preflight.faults(make_up=True)
     assert "\n" not in sentence
     return sentence
 
 
 def test_a_fit_machine_has_no_fault() -> None:
-    assert preflight.faults() == []
+    assert preflight.faults(make_up=True) == []
 
 
 def test_without_root_it_names_sudo_and_the_way_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +81,66 @@ def test_too_little_disk_is_named_with_both_sizes_and_the_way_out(
     monkeypatch.setattr(binaries, "is_built", lambda _: True)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(20e9, 17e9, 3e9))
 
-    assert f"{preflight.RUN_GIGABYTES} GB of free disk are needed" in only_fault()
-    assert "3 GB are there: free some, or set TRITON_CACHE to another disk" in only_fault()
+    (sentence,) = preflight.faults()
+    assert f"{preflight.RUN_GIGABYTES} GB of free disk are needed" in sentence
+    assert "3 GB are there: free some, or set TRITON_CACHE to another disk" in sentence
+
+
+@pytest.mark.parametrize("go", ["go1.99.0", None])
+def test_with_nothing_built_30_gb_are_too_little_for_the_sum_of_all_parts(
+    fit_machine: Path, monkeypatch: pytest.MonkeyPatch, go: str | None
+) -> None:
+    monkeypatch.setattr(binaries, "go_version", lambda: go)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100e9, 70e9, 30e9))
+    programs = sum(component.disk_gigabytes for component in binaries.select(["core"]))
+    others = preflight.ENVIRONMENT_GIGABYTES + preflight.IMAGE_GIGABYTES + preflight.RUN_GIGABYTES
+
+    (sentence,) = (each for each in preflight.faults(make_up=True) if "disk" in each)
+
+    assert sentence.startswith(f"{programs + others:.0f} GB of free disk are needed below ")
+    assert f"{fit_machine} and {preflight.BUILDAH}" in sentence
+    assert f"{programs:.0f} to build kubernetes, etcd" in sentence
+    assert "30 GB are there" in sentence
+
+
+def test_each_file_system_is_held_against_its_own_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(folder: Path) -> Usage:
+        return Usage(100e9, 0, 5e9 if preflight.BUILDAH.is_relative_to(folder) else 95e9)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(preflight, "device_of", lambda folder: folder == preflight.BUILDAH)
+
+    assert only_fault().startswith(f"{preflight.IMAGE_GIGABYTES} GB of free disk are needed below")
+    assert "5 GB are there" in only_fault()
+
+
+def test_what_is_there_already_needs_no_disk(
+    fit_machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binaries, "is_built", lambda _: True)
+    monkeypatch.setattr(preflight, "image_is_built", lambda: True)
+    for file in ("venv-0/.complete", "cluster/kubeconfig"):
+        (fit_machine / file).parent.mkdir()
+        (fit_machine / file).touch()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100e9, 99e9, 1e9))
+
+    assert preflight.faults(make_up=True) == []
+
+
+def test_a_python_that_is_too_old_is_named_with_the_one_that_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight, "python_version", lambda: (3, 10))
+
+    assert only_fault() == "Python 3.11 or newer is needed, python3 is 3.10: put one on PATH"
+
+
+def test_a_python_without_ensurepip_is_named_with_the_package_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight, "has_ensurepip", lambda: False)
+
+    assert only_fault() == "Python has no ensurepip: run `apt-get install python3-venv`"
 
 
 def test_too_little_memory_is_named_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

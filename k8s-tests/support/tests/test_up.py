@@ -77,7 +77,7 @@ def test_a_run_leaves_its_times_as_json_also_when_it_failed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, code: int
 ) -> None:
     here = place.Place(kubeconfig=folder / "none", push="", pull="", embedded=True)
-    monkeypatch.setattr(preflight, "faults", list)
+    monkeypatch.setattr(preflight, "faults", lambda **_: [])
     monkeypatch.setattr(up, "embedded_steps", lambda: [Step(name="cluster", command=["true"])])
     monkeypatch.setattr(up, "build_command", lambda *_, **__: ["true"])
     monkeypatch.setattr(up, "PYTHON", command)
