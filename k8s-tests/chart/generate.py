@@ -120,6 +120,91 @@ DEFINITIONS: dict[str, Schema] = {
         "whenUnsatisfiable",
     ),
 }
+# Objects of Kubernetes with few fields, which are named here so that a misspelt one is refused.
+# Larger ones (affinity, volumes) stay open: the API server types them.
+COUNT: Schema = {"type": "integer", "minimum": 0}
+FLAG: Schema = {"type": "boolean"}
+PROFILE = closed({"type": TEXT, "localhostProfile": TEXT}, "type")
+IDENTITY: dict[str, Schema] = {
+    "runAsUser": COUNT,
+    "runAsGroup": COUNT,
+    "runAsNonRoot": FLAG,
+    "seLinuxOptions": closed(dict.fromkeys(("level", "role", "type", "user"), TEXT)),
+    "seccompProfile": PROFILE,
+    "appArmorProfile": PROFILE,
+}
+DEFINITIONS |= {
+    "podSecurity": closed(
+        {
+            **IDENTITY,
+            "fsGroup": COUNT,
+            "fsGroupChangePolicy": {"enum": ["OnRootMismatch", "Always"]},
+            "supplementalGroups": {"type": "array", "items": COUNT},
+            "supplementalGroupsPolicy": {"enum": ["Merge", "Strict"]},
+            "seLinuxChangePolicy": {"enum": ["MountOption", "Recursive"]},
+            "sysctls": {
+                "type": "array",
+                "items": closed({"name": TEXT, "value": TEXT}, "name", "value"),
+            },
+        }
+    ),
+    "containerSecurity": closed(
+        {
+            **IDENTITY,
+            "allowPrivilegeEscalation": FLAG,
+            "privileged": FLAG,
+            "procMount": {"enum": ["Default", "Unmasked"]},
+            "readOnlyRootFilesystem": FLAG,
+            "capabilities": closed(
+                {name: {"type": "array", "items": TEXT} for name in ("add", "drop")}
+            ),
+        }
+    ),
+    "mount": closed(
+        {
+            "name": TEXT,
+            "mountPath": TEXT,
+            "subPath": TEXT,
+            "subPathExpr": TEXT,
+            "readOnly": FLAG,
+            "recursiveReadOnly": {"enum": ["Disabled", "Enabled", "IfPossible"]},
+            "mountPropagation": {"enum": ["None", "HostToContainer", "Bidirectional"]},
+        },
+        "name",
+        "mountPath",
+    ),
+    "parent": closed(
+        {
+            "group": {"type": "string"},
+            "kind": TEXT,
+            "namespace": TEXT,
+            "name": TEXT,
+            "sectionName": TEXT,
+            "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+        },
+        "name",
+    ),
+    "scaling": closed(
+        {
+            "stabilizationWindowSeconds": {**COUNT, "maximum": 3600},
+            "selectPolicy": {"enum": ["Max", "Min", "Disabled"]},
+            "tolerance": {"$ref": "#/definitions/amount"},
+            "policies": {
+                "type": "array",
+                "items": closed(
+                    {
+                        "type": {"enum": ["Pods", "Percent"]},
+                        "value": {"type": "integer", "minimum": 1},
+                        "periodSeconds": {"type": "integer", "minimum": 1, "maximum": 1800},
+                    },
+                    "type",
+                    "value",
+                    "periodSeconds",
+                ),
+            },
+        }
+    ),
+}
 LIMITS = {
     "above": ("exclusiveMinimum", int),
     "below": ("exclusiveMaximum", int),

@@ -70,6 +70,13 @@ def test_a_misspelt_key_is_refused(path: tuple[str, ...]) -> None:
         {"podDisruptionBudget": {"maxUnavailable": -1}},
         {"networkPolicy": {"gateway": [{"namespaceSelektor": {}}]}},
         {"extraEnv": {"A": {"value": "b"}}},
+        {"httpRoute": {"parentRefs": [{"name": "gateway", "sectionname": "https"}]}},
+        {"httpRoute": {"parentRefs": [{"namespace": "gateways"}]}},
+        {"autoscaling": {"behavior": {"scaleUp": {"policies": [{"type": "Pod", "value": 1}]}}}},
+        {"podSecurityContext": {"fsgroup": 1}},
+        {"podSecurityContext": {"runAsUser": "root"}},
+        {"securityContext": {"capabilities": {"drops": ["ALL"]}}},
+        {"extraVolumeMounts": [{"name": "a", "mountpath": "/a"}]},
     ],
     ids=json.dumps,
 )
