@@ -9,10 +9,12 @@ is not built again. Standard library only; progress on stderr, the image's name 
 from __future__ import annotations
 
 import argparse
+import configparser
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -185,6 +187,15 @@ class Tool:
         image = image if ":" in image.rsplit("/", 1)[-1] else f"{image}:latest"
         return image if self.name == "docker" or "/" in image else f"localhost/{image}"
 
+    def remove_labelled(self) -> int:
+        """Remove all images that were built or made here; return how many."""
+        listing = [self.name, "images", "--quiet", "--filter", f"label={LABEL}"]
+        ids = list(dict.fromkeys((output(listing) or "").split()))
+        if ids:
+            remove = ["rmi"] if self.name == "buildah" else ["image", "rm"]
+            run([self.name, *remove, "--force", *ids], what="removing images")
+        return len(ids)
+
     def pull(self, image: str) -> bool:
         """Whether an image is here or can be pulled."""
         if self.label(image) is not None:
@@ -349,21 +360,79 @@ def debian_mirror() -> str:
 # Settings of closed networks.
 
 
-def network_options() -> list[str]:
-    """Secrets for the build from this machine's pip settings and CA bundle, when it has any."""
+# What pip is told of the network; paths of this machine mean nothing in the build.
+PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
+PIP_SETTINGS += ("default-timeout", "find-links", "no-index")
+
+
+def network_options(folder: Path) -> list[str]:
+    """Secrets for the build: CA bundle, pip's and apt's settings of this machine, if it has any.
+
+    Args:
+        folder: Where the files of the secrets are written; they may hold passwords.
+    """
+    settings = pip_settings()
     options = []
-    names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    bundles = [Path(os.environ[name]) for name in names if os.environ.get(name)]
-    for bundle in bundles:
-        if bundle.is_file():
-            options += ["--secret", f"id=ca.pem,src={bundle}"]
-            break
-    files = [os.environ.get("PIP_CONFIG_FILE"), Path.home() / ".config/pip/pip.conf"]
-    for file in (*files, Path.home() / ".pip/pip.conf", "/etc/pip.conf"):
-        if file and Path(file).is_file():
-            options += ["--secret", f"id=pip.conf,src={file}"]
-            break
+    if bundle := _ca_bundle(settings):
+        options += ["--secret", f"id=ca.pem,src={bundle}"]
+    network = configparser.RawConfigParser()
+    for section in settings.sections():
+        for name, value in settings.items(section):
+            if name in PIP_SETTINGS and not value.startswith(("/", ".", "~")):
+                network.read_dict({section: {name: value}})
+    if network.sections():
+        file = folder / "pip.conf"
+        with file.open("w", encoding="utf-8") as written:
+            network.write(written)
+        options += ["--secret", f"id=pip.conf,src={file}"]
+    if lines := apt_settings():
+        file = folder / "apt.conf"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        options += ["--secret", f"id=apt.conf,src={file}"]
     return options
+
+
+def pip_settings() -> configparser.RawConfigParser:
+    """What pip would read here: its files, and over them the PIP_* variables.
+
+    Raises:
+        BuildError: A file of its settings cannot be read.
+    """
+    settings = configparser.RawConfigParser()
+    try:
+        settings.read(pip_files(), encoding="utf-8")
+    except configparser.Error as error:
+        raise BuildError(f"pip's settings cannot be read: {error}") from None
+    for name in (*PIP_SETTINGS, "cert"):
+        value = os.environ.get(f"PIP_{name.upper().replace('-', '_')}")
+        if not value:
+            continue
+        for section in settings.sections():  # a variable wins over every section
+            settings.remove_option(section, name)
+        settings.read_dict({"global": {name: value}})
+    return settings
+
+
+def pip_files() -> list[Path]:
+    """The files that pip may read here; a later one counts more."""
+    home = Path.home()
+    files = [Path("/etc/pip.conf"), home / ".pip/pip.conf", home / ".config/pip/pip.conf"]
+    named = os.environ.get("PIP_CONFIG_FILE")
+    return [*files, Path(named)] if named else files
+
+
+def apt_settings() -> list[str]:
+    """Lines of apt's settings here that say how http and https are spoken, proxies above all."""
+    dump = output(["apt-config", "dump"]) or ""
+    spoken = re.compile(r'Acquire::https?::\S+ ".+";')
+    return [line for line in dump.splitlines() if spoken.fullmatch(line)]
+
+
+def _ca_bundle(settings: configparser.RawConfigParser) -> Path | None:
+    named = [settings.get(section, "cert", fallback="") for section in settings.sections()]
+    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    named += [os.environ.get(name, "") for name in names]
+    return next((Path(file) for file in named if file and Path(file).is_file()), None)
 
 
 def plain_http(reference: str) -> bool:
@@ -390,8 +459,11 @@ def build(options: argparse.Namespace) -> str:
     if tool.label(local) == key:
         say(f"{options.tag} is up to date")
     else:
-        with step(f"building {options.tag} (target {options.target})"):
-            secrets = network_options()
+        with (
+            step(f"building {options.tag} (target {options.target})"),
+            tempfile.TemporaryDirectory(prefix="triton-build-") as folder,
+        ):
+            secrets = network_options(Path(folder))
             tool.build(
                 kind=kind,
                 image=local,
@@ -429,7 +501,7 @@ def main() -> int:
     """Parse the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--target", choices=("light", "full", "load"), default="full")
-    parser.add_argument("--tag", required=True, metavar="NAME[:TAG]")
+    parser.add_argument("--tag", metavar="NAME[:TAG]")
     parser.add_argument("--base-image", metavar="REF", help=f"default {DEFAULT_BASE}, {LOAD_BASE}")
     parser.add_argument("--cpu", action="store_true", help="make and use the CPU base")
     parser.add_argument("--torch-index", help="package index with CPU builds of torch")
@@ -441,8 +513,16 @@ def main() -> int:
         action="store_true",
         help="print the version in the image, build nothing",
     )
+    parser.add_argument(
+        "--remove-all", action="store_true", help="remove every image that was built here"
+    )
     options = parser.parse_args()
+    if not options.tag and not options.remove_all:
+        parser.error("--tag is needed")
     try:
+        if options.remove_all:
+            say(f"{Tool().remove_labelled()} images removed")
+            return 0
         if options.triton_version:
             print(triton_version(options.tag))
             return 0

@@ -52,8 +52,16 @@ def main() -> int:
     verb = "reset" if options.all else "down"
     code = subprocess.run([sys.executable, "-m", "cluster", verb], check=False).returncode
     if options.all and code == 0:
+        remove_images()
         shutil.rmtree(place.cache(), ignore_errors=True)
     return code
+
+
+def remove_images() -> None:
+    """Remove the images that were built here; build.py says why when it cannot."""
+    if shutil.which("docker") or shutil.which("buildah"):
+        words = [sys.executable, str(place.ROOT / "image" / "build.py"), "--remove-all"]
+        subprocess.run(words, check=False)
 
 
 if __name__ == "__main__":
