@@ -43,12 +43,12 @@ down: ## Remove what `make up` made (caches stay; `make clean` removes them too)
 	@python3 -m support.down
 
 .PHONY: clean
-clean: ## Remove everything: cluster, caches, the Python environment
+clean: ## Remove everything: cluster, images, caches, the Python environment
 	@python3 -m support.down --all
 	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
 
 .PHONY: lint
-lint: venv ## ruff, mypy, shellcheck, helm lint
+lint: venv ## ruff, mypy, shellcheck
 	@$(PY) -m support.lint
 
 .PHONY: unit
@@ -60,7 +60,7 @@ serving: venv ## Tests against a real tritonserver on this machine
 	@$(PY) -m pytest -m "triton and not cluster and not slow and not gpu"
 
 .PHONY: chart
-chart: venv ## Tests of the rendered charts
+chart: venv ## helm lint, and tests of the rendered charts
 	@$(PY) -m pytest -m "chart and not cluster and not slow"
 
 .PHONY: e2e

@@ -19,8 +19,8 @@ TYPED = (
 
 def scripts() -> list[str]:
     """Return the shell scripts of the repository."""
-    names = ["run_server.sh", ".ci/run"]
-    return [name for name in names if (ROOT / name).is_file()]
+    names = ("triton-hf", "install-packages", "install-compiler")
+    return ["run_server.sh", ".ci/run", *(f"image/{name}" for name in names)]
 
 
 def main() -> int:
