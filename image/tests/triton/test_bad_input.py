@@ -61,14 +61,22 @@ def test_a_stream_names_the_fault_with_400(
     assert (status, words in answer["error"]) == (400, True), answer
 
 
-@pytest.mark.parametrize("model", ["quick", "quick_stream"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "quick/infer",
+            b'{"inputs":[{"name":"user_message","datatype":"BYTES","shape":[1,1],"data":["a\xff"]}]}',
+        ),
+        ("quick/generate", b'{"user_message": "a\xff"}'),
+        ("quick_stream/generate_stream", b'{"user_message": "a\xff"}'),
+    ],
+    ids=["infer", "generate", "generate_stream"],
+)
 def test_broken_utf8_is_named_and_the_text_of_others_is_not_touched(
-    simulated: Client, model: str
+    simulated: Client, path: str, body: bytes
 ) -> None:
-    header = (
-        b'{"inputs":[{"name":"user_message","datatype":"BYTES","shape":[1,1],"data":["a\xff"]}]}'
-    )
-    status, answer = simulated.post("/v2/models/quick/infer", header)
+    status, answer = simulated.post(f"/v2/models/{path}", body)
     assert (status, "not valid UTF-8" in answer["error"]) == (400, True), answer
 
 
@@ -77,14 +85,22 @@ def test_an_unknown_model_is_404(simulated: Client) -> None:
     assert (status, "unknown model: 'nothing'" in answer["error"]) == (404, True)
 
 
-@pytest.mark.parametrize("body", [b"nope", b"{", b"[]", b""])
+@pytest.mark.parametrize(
+    ("body", "expected", "words"),
+    [
+        (b"nope", 500, "failed to parse the request JSON buffer: Invalid value"),
+        (b"{", 500, "failed to parse the request JSON buffer: Missing a name"),
+        (b"[]", 500, "Unable to parse 'inputs'"),
+        (b"{}", 500, "Unable to parse 'inputs'"),
+        (b"", 400, "Raw request must only have 1 input"),
+    ],
+)
 def test_a_body_that_is_no_request_is_refused_with_a_sentence(
-    simulated: Client, body: bytes
+    simulated: Client, body: bytes, expected: int, words: str
 ) -> None:
-    # Triton 2.51 itself answers 500 here, before any model is asked.
+    # Triton 2.51 itself answers here, before any model is asked; 500 is its word for our 400.
     status, answer = simulated.post("/v2/models/quick/infer", body)
-    assert status in (400, 500)
-    assert answer["error"]
+    assert (status, words in answer["error"]) == (expected, True), answer
 
 
 @pytest.mark.parametrize("path", ["quick/infer", "quick_stream/generate_stream"])
