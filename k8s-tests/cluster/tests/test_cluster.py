@@ -181,6 +181,46 @@ def nothing_is_left(machine: Machine, before: set[str]) -> None:
     assert not (machine.cache / "cluster" / "kubeconfig").exists()
 
 
+# Ports that the cluster uses on its own addresses.
+PORTS = {80, 5000, 6443, 8080}
+BUSY = f"""
+import os, socket, time
+held = [socket.create_server(("", port)) for port in {sorted(PORTS)}]
+print(os.getpid(), flush=True)
+time.sleep(3600)
+"""
+
+
+@contextlib.contextmanager
+def busy_ports(machine: Machine) -> Iterator[None]:
+    """Let something else on the machine listen on all addresses at the cluster's ports."""
+    with machine.start(sys.executable, "-c", BUSY, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        pid = holder.stdout.readline().strip()
+        try:
+            yield
+        finally:
+            machine.run("kill", pid)
+
+
+def listening(machine: Machine) -> set[int]:
+    """Return the ports on which something listens in the machine itself."""
+    tables = [Path(f"/proc/{machine.pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return {int(row[1].rsplit(":", 1)[1], 16) for row in rows if row[3] == "0A"}
+
+
+def test_busy_ports_of_the_machine_do_not_matter_because_nothing_binds_there(
+    machine: Machine,
+) -> None:
+    with busy_ports(machine):
+        machine.run(sys.executable, "-c", NODES)
+
+        assert {"containerd", "pause", "docker-registry"} <= machine.processes()
+        assert listening(machine) == PORTS
+    assert listening(machine) == set()
+
+
 def test_down_leaves_no_process_mount_namespace_or_cgroup(machine: Machine) -> None:
     before = machine.traces()
     machine.run(sys.executable, "-c", NODES)
@@ -250,7 +290,9 @@ def started(machine: Machine) -> dict[str, str]:
 @pytest.mark.slow
 def test_up_is_idempotent_and_resumes_after_a_kill_of_everything(machine: Machine) -> None:
     before = machine.traces()
-    machine.cluster("up")
+    with busy_ports(machine):
+        machine.cluster("up")
+        assert listening(machine) == PORTS
     expected = {each.name: str(each.gpu * plan.GPUS_PER_NODE) for each in plan.NODES}
     assert gpus(machine) == expected
     first = until(lambda: started(machine), seconds=60)
