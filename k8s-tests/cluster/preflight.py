@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import binaries, network, plan
-from support.place import cache
+from support.place import VERSION, cache
 
 GIGABYTE = 1e9
 MEMORY_GIGABYTES = 6
@@ -155,15 +155,23 @@ def _other_rooms() -> list[Room]:
         what = "for the Python environment and the model"
         found.append(Room(folder=cache(), gigabytes=ENVIRONMENT_GIGABYTES, what=what))
     if not image_is_built():
-        what = "for the images that buildah makes"
+        what = "for the server's images"
         found.append(Room(folder=BUILDAH, gigabytes=IMAGE_GIGABYTES, what=what))
     return found
 
 
 def image_is_built() -> bool:
-    """Return whether buildah has an image of the server; asked of its files, it may not be here."""
+    """Return whether Docker or buildah has an image of the server.
+
+    buildah may be missing still, so its files are asked.
+    """
+    if shutil.which("docker"):
+        words = ["docker", "image", "inspect", f"triton-hf:{VERSION}"]
+        if subprocess.run(words, capture_output=True).returncode == 0:
+            return True
     listing = BUILDAH / "storage" / "overlay-images" / "images.json"
-    return os.access(listing, os.R_OK) and '"localhost/triton-hf:' in listing.read_text()
+    name = f'"localhost/triton-hf:{VERSION}"'
+    return os.access(listing, os.R_OK) and name in listing.read_text()
 
 
 def _environment_is_made() -> bool:

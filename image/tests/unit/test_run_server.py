@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -57,13 +58,15 @@ class Machine:
     def gpu(self) -> None:
         self.add("nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA L4'\necho 'GPU 1: NVIDIA L4'\n")
 
-    def run(self, script: str = "run_server.sh") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str = "run_server.sh", *, stdin: int = subprocess.DEVNULL
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.folder / "project" / script)],
             env={"PATH": str(self.programs), "HOME": str(self.folder), **self.variables},
             capture_output=True,
             text=True,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             timeout=60,
         )
 
@@ -121,6 +124,18 @@ def test_with_gpu_and_nvidia_runtime_docker_gets_the_documented_words(
         *("tritonserver", "--model-repository=model_repository"),
     ]
     assert "models compute on the NVIDIA GPUs of this machine" in done.stderr
+
+
+def test_on_a_terminal_the_container_gets_it(machine: Machine) -> None:
+    machine.docker()
+    terminal, end = os.openpty()
+    try:
+        assert machine.run(stdin=end).returncode == 0
+    finally:
+        os.close(terminal)
+        os.close(end)
+    ((words, _),) = machine.calls("run")
+    assert words[:4] == ["run", "-i", "-t", "--rm"]
 
 
 def without_runtime(machine: Machine) -> None:

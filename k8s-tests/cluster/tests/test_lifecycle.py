@@ -31,6 +31,31 @@ with lifecycle.step("kubeadm init"):
     time.sleep(300)
 """
 
+ENDED = """
+import sys, time
+from cluster import __main__ as command, lifecycle
+def run(_):
+    with lifecycle.step("kubeadm init"):
+        print("started", flush=True)
+        time.sleep(300)
+command.run = run
+sys.argv = ["cluster", "up"]
+sys.exit(command.main())
+"""
+
+
+def test_sigterm_ends_a_command_as_it_ends_itself_and_nothing_speaks_on() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")}
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDED], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        # The output ends with the last process that holds it: the one that speaks for the step.
+        assert process.communicate(timeout=20)[0] == ""
+    assert process.returncode == 143
+
 
 def test_a_long_step_says_that_it_goes_on_and_how_long_it_took(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

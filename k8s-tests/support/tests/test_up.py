@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from cluster import preflight
 from support import place, up
 from support.steps import Step
+from support.wait import until
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +29,47 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+STOPPED = """
+import sys
+from cluster import preflight
+from support import up
+from support.steps import Step
+preflight.faults = lambda **_: []
+long = "sleep 300 & echo $! >$1.new; mv $1.new $1; wait"
+up.embedded_steps = lambda: [Step(name="image", command=["sh", "-c", long, "sh", sys.argv[1]])]
+sys.exit(up.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_when_it_is_stopped_its_steps_end_and_it_says_how_to_go_on(
+    folder: Path, number: signal.Signals
+) -> None:
+    started = folder / "pid"
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(started)],
+        env={**os.environ, "PYTHONPATH": str(place.ROOT / "k8s-tests")},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until(started.exists, seconds=20, every=0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.endswith("make up: stopped; run it again to go on from here\n")
+    assert not alive(int(started.read_text()))
+
+
 def words(step: Step) -> list[str]:
     assert not callable(step.command)
     return list(step.command)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def before(name: str, steps: dict[str, Step]) -> set[str]:
