@@ -161,6 +161,23 @@ def test_routes_let_in_the_same_as_the_ingress() -> None:
     assert routed == paths(manifest) - {"/v2/health/ready"}
 
 
+def test_without_infer_no_client_chooses_a_shape() -> None:
+    values = {"models": MODELS, "ingress": {"enabled": True}, "httpRoute": GATEWAY}
+    manifest = render(values | {"publicCalls": ["generate", "generate_stream"]})
+    assert not [path for path in paths(manifest) if path.endswith("/infer")]
+    assert "/v2/models/a_stream/versions/1/generate_stream" in paths(manifest)
+    assert "/infer" not in str(manifest.all("HTTPRoute"))
+
+
+def test_a_route_takes_the_coding_off_a_compressed_body() -> None:
+    for route in render({"models": MODELS, "httpRoute": GATEWAY}).all("HTTPRoute"):
+        (rule,) = route["spec"]["rules"]
+        (taken,) = rule["filters"]
+        assert taken["requestHeaderModifier"] == {"remove": ["Content-Encoding"]}
+    plain = render({"models": MODELS, "httpRoute": GATEWAY | {"filters": []}})
+    assert "filters" not in plain.text
+
+
 def test_the_ingress_is_of_the_class_and_host_of_the_values() -> None:
     values = {"enabled": True, "className": "any", "host": "h.example.com", "tlsSecret": "cert"}
     spec = render({"ingress": values}).one("Ingress")["spec"]
@@ -220,6 +237,13 @@ def test_metrics_are_open_to_monitoring_only() -> None:
     assert rule["from"] == [
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     ]
+
+
+def test_no_peer_of_the_defaults_is_everybody() -> None:
+    rules = render().one("NetworkPolicy", "rel-triton")["spec"]["ingress"]
+    for _, mapping in mappings(rules):
+        assert mapping.get("namespaceSelector") != {}
+        assert mapping.get("podSelector") != {}
 
 
 def test_an_empty_list_of_peers_closes_and_never_opens() -> None:

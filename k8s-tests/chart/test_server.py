@@ -122,6 +122,17 @@ def test_no_pre_stop_means_no_hook() -> None:
     assert pod(manifest)["terminationGracePeriodSeconds"] == 70
 
 
+@pytest.mark.parametrize(("pre_stop", "age"), [(15, 10_000), (5, 3000), (0, 1000)])
+def test_grpc_connections_are_renewed_before_a_pod_ends(pre_stop: int, age: int) -> None:
+    got = flags({"shutdown": {"preStopSeconds": pre_stop}})
+    assert got["--grpc-max-connection-age"] == str(age)
+
+
+def test_the_age_of_grpc_connections_can_be_chosen() -> None:
+    got = flags({"server": {"grpcMaxConnectionAgeSeconds": 300}})
+    assert got["--grpc-max-connection-age"] == "300000"
+
+
 def test_a_rollout_needs_no_spare_gpu_by_default() -> None:
     """5 % is one pod of fewer than 40, because Kubernetes never lets both resolve to 0."""
     strategy = render().one("Deployment")["spec"]["strategy"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,49 @@ def test_a_closed_api_wants_the_header(server: Server, path: str) -> None:
     body: dict[str, str] | None = {} if path == "/v2/repository/index" else None
     assert call(server, path, body)[0] == 403
     assert call(server, path, body, **{"triton-admin-key": HEADER})[0] == 200
+
+
+ADMIN_CALLS: dict[str, Callable[..., Any]] = {
+    "repository index": lambda client, **more: client.get_model_repository_index(**more),
+    "load": lambda client, **more: client.load_model("simulated", **more),
+    "unload": lambda client, **more: client.unload_model("simulated", **more),
+    "config": lambda client, **more: client.get_model_config("simulated", **more),
+    "statistics": lambda client, **more: client.get_inference_statistics("simulated", **more),
+    "trace settings": lambda client, **more: client.get_trace_settings(**more),
+    "trace change": lambda client, **more: client.update_trace_settings(
+        settings={"trace_count": "0"}, **more
+    ),
+    "log settings": lambda client, **more: client.get_log_settings(**more),
+    "log change": lambda client, **more: client.update_log_settings({"log_info": True}, **more),
+    "shared memory": lambda client, **more: client.get_system_shared_memory_status(**more),
+    "shared memory of a GPU": lambda client, **more: client.get_cuda_shared_memory_status(**more),
+    "shared memory, new": lambda client, **more: client.register_system_shared_memory(
+        "mine", "/not-there", 8, **more
+    ),
+}
+# What the header does not open: the models are fixed, and the wheel's Triton knows no GPU.
+STAYS_CLOSED = {
+    "load": "explicit model load / unload is not allowed",
+    "unload": "explicit model load / unload is not allowed",
+    "shared memory, new": "Unable to open shared memory region",
+}
+
+
+@pytest.mark.parametrize(("name", "ask"), ADMIN_CALLS.items(), ids=ADMIN_CALLS)
+def test_a_closed_api_wants_the_header_over_grpc_too(
+    server: Server, name: str, ask: Callable[..., Any]
+) -> None:
+    wrong = {"triton-grpc-protocol-triton-admin-key": "guessed"}
+    right = {"triton-grpc-protocol-triton-admin-key": HEADER}
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{server.ports.grpc}") as client:
+        for headers in (None, wrong):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                ask(client, headers=headers)
+        if name in STAYS_CLOSED:
+            with pytest.raises(InferenceServerException, match=STAYS_CLOSED[name]):
+                ask(client, headers=right)
+        else:
+            ask(client, headers=right)
 
 
 @pytest.mark.parametrize("path", ["simulated/generate", "simulated_stream/generate_stream"])

@@ -40,11 +40,22 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"modelStore": WIDE, "autoscaling": {"enabled": True, "minReplicas": 9}},
         "autoscaling.minReplicas (9) is larger than autoscaling.maxReplicas (4)",
     ),
+    "gRPC connections outlive their pod": (
+        {
+            "image": {"tritonVersion": "2.57.0"},
+            "server": {"grpcMaxConnectionAgeSeconds": 14},
+        },
+        "grpcMaxConnectionAgeSeconds (14) and the tenth that gRPC adds are not below",
+    ),
     "two tokens": (
         {"huggingface": {"token": {"existingSecret": "a", "value": "b"}}},
         "are both set: keep one",
     ),
     "no gateway": ({"httpRoute": {"enabled": True}}, "set httpRoute.parentRefs"),
+    "nobody at the door": (
+        {"ingress": {"enabled": True}, "networkPolicy": {"gateway": []}},
+        "networkPolicy.gateway is empty",
+    ),
     "closed health": (
         {"server": {"restrictedApis": {"categories": ["health"]}}},
         "holds health",
@@ -85,6 +96,9 @@ def test_all_contradictions_are_told_at_once() -> None:
         {"replicas": 2, "modelStore": {"accessModes": ["ReadWriteOnce", "ReadWriteMany"]}},
         {"strategy": {"type": "Recreate", "maxSurge": 1}},
         {"modelStore": {"accessModes": ["ReadOnlyMany"]}, "modelSync": {"enabled": False}},
+        {"image": {"tritonVersion": "2.58.0"}, "server": {"grpcMaxConnectionAgeSeconds": 14}},
+        {"image": {"tritonVersion": "2.57.0"}, "server": {"grpcMaxConnectionAgeSeconds": 13}},
+        {"ingress": {"enabled": True}, "networkPolicy": {"enabled": False, "gateway": []}},
     ],
     ids=str,
 )

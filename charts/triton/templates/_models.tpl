@@ -25,15 +25,17 @@
 {{- end -}}
 
 {{/*
-The paths of one model that may be called from outside, as a JSON list. Argument: its name.
+The paths of one model that may be called from outside, as a JSON list. Argument: (list $ name).
 Exact paths, because regular expressions differ between controllers and a prefix would open /config.
 */}}
 {{- define "triton.models.paths" -}}
 {{- $paths := list -}}
-{{- range $model := list . (printf "%s_stream" .) -}}
+{{- $calls := list "" "/ready" -}}
+{{- range (index . 0).Values.publicCalls }}{{ $calls = append $calls (print "/" .) }}{{ end -}}
+{{- range $model := list (index . 1) (printf "%s_stream" (index . 1)) -}}
 {{- range $version := list "" "/versions/1" -}}
-{{- range $call := list "" "/ready" "/infer" "/generate" "/generate_stream" -}}
-{{- $paths = append $paths (printf "/v2/models/%s%s%s" $model $version $call) -}}
+{{- range $calls -}}
+{{- $paths = append $paths (printf "/v2/models/%s%s%s" $model $version .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

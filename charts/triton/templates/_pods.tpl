@@ -26,6 +26,19 @@ preStop (endpoints disappear) + drain (Triton's exit timeout) + 10 (unload, exit
 {{- add (int .Values.shutdown.preStopSeconds) (int .Values.shutdown.drainSeconds) 10 -}}
 {{- end -}}
 
+{{/*
+Seconds after which a gRPC connection is renewed: two thirds of preStop, so that every client has found
+another pod before this one ends. The last third is for the proxies, which must have dropped the
+endpoint, and for gRPC, which makes the age up to a tenth longer.
+*/}}
+{{- define "triton.grpcMaxConnectionAgeSeconds" -}}
+{{- if .Values.server.grpcMaxConnectionAgeSeconds -}}
+{{- int .Values.server.grpcMaxConnectionAgeSeconds -}}
+{{- else -}}
+{{- max 1 (div (mul 2 (int .Values.shutdown.preStopSeconds)) 3) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Seconds until a rollout without progress counts as failed: download, load, a minute for the image. */}}
 {{- define "triton.progressDeadlineSeconds" -}}
 {{- $load := int .Values.probes.startup.budgetSeconds -}}

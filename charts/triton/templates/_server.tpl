@@ -15,7 +15,7 @@ out by image.tritonVersion (with the version that brought each), because an unkn
 - --allow-grpc={{ .Values.grpc.enabled }}
 {{- if .Values.grpc.enabled }}
 - --grpc-port=8001
-- --grpc-max-connection-age={{ mul (int $server.grpcMaxConnectionAgeSeconds) 1000 }}
+- --grpc-max-connection-age={{ mul (include "triton.grpcMaxConnectionAgeSeconds" . | int) 1000 }}
 {{- if semverCompare ">=2.56.0" $version }}
 - --grpc-max-response-pool-size={{ int $server.grpcMaxResponsePoolSize }}
 {{- end }}

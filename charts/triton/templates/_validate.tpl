@@ -85,6 +85,15 @@ at once. Fails the render, or gives nothing.
 {{- $faults = append $faults (print "autoscaling.custom.query must hold <<.LabelMatchers>> and "
     "<<.GroupBy>>, or it counts the pods of other releases.") -}}
 {{- end -}}
+{{- $age := include "triton.grpcMaxConnectionAgeSeconds" . | int -}}
+{{- $preStop := int .Values.shutdown.preStopSeconds -}}
+{{- if and .Values.server.grpcMaxConnectionAgeSeconds .Values.grpc.enabled
+    (semverCompare "<2.58.0" .Values.image.tritonVersion) (ge (mul 11 $age) (mul 10 $preStop)) -}}
+{{- $faults = append $faults (print "server.grpcMaxConnectionAgeSeconds (" $age ") and the tenth that "
+    "gRPC adds are not below shutdown.preStopSeconds (" $preStop "), and Triton "
+    .Values.image.tritonVersion " refuses the next call on every open connection when it ends: set it "
+    "to null.") -}}
+{{- end -}}
 {{- $faults | toJson -}}
 {{- end -}}
 
@@ -97,6 +106,11 @@ at once. Fails the render, or gives nothing.
 {{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- $faults = append $faults "httpRoute.enabled needs a gateway: set httpRoute.parentRefs." -}}
+{{- end -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled .Values.httpRoute.enabled) -}}
+{{- $faults = append $faults (print "networkPolicy.gateway is empty, so nothing comes in by Ingress or "
+    "HTTPRoute: name the namespace of the ingress controller or gateway there.") -}}
 {{- end -}}
 {{- if has "health" .Values.server.restrictedApis.categories -}}
 {{- $faults = append $faults (print "server.restrictedApis.categories holds health, which probes "
