@@ -121,6 +121,40 @@ def test_what_is_not_for_clients_does_not_pass_the_ingress(
     assert status == 404
 
 
+@pytest.mark.parametrize("entrance_host", ["ingress", "route"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//v2/logging",
+        "/v2//logging",
+        "/v2/models/simulated//config",
+        "/v2/models/simulated/ready/../config",
+        "/v2/models/simulated/ready/%2e%2e/config",
+        "/v2/models/simulated/ready/..%2fconfig",
+        "/v2/models/simulated/../../logging",
+        "/v2/models/simulated/%2e%2e/%2e%2e/logging",
+        "/v2/models/simulated/./config",
+        "/v2/models/simulated/%63onfig",
+        "/v2/models/simulated/config;/ready",
+        "/v2/models/simulated/config%00/ready",
+        "/v2/models/simulated/READY",
+        "/v2/models/simulated/ready/",
+        "/v2/health/ready/../../logging",
+    ],
+)
+def test_no_way_of_writing_a_path_opens_more(
+    served: Release, entrance: Door, entrance_host: str, path: str
+) -> None:
+    if entrance_host == "route":
+        if not served.place.embedded:
+            pytest.skip("needs a Gateway; the embedded cluster has one")
+        entrance = dataclasses.replace(entrance, host=f"route-{served.namespace}.test")
+    status, answer = entrance.request("GET", path)
+    assert status in (400, 404)
+    # Whatever Triton says is JSON.
+    assert b"{" not in answer
+
+
 @pytest.mark.parametrize(
     "path", ["/v2/models/simulated", "/v2/models/simulated/ready", "/v2/models/simulated_stream"]
 )

@@ -143,6 +143,20 @@ def gateway_address(here: place.Place) -> str:
     return str(next(a["address"] for a in addresses if a["type"] == "InternalIP"))
 
 
+def grpc_address(release: Release) -> str:
+    """Return host:port of a release's gRPC on the embedded cluster, where it has a node port."""
+    services = helm.get(
+        release.place,
+        release.namespace,
+        "service",
+        "-l",
+        f"app.kubernetes.io/instance={release.name}",
+    )["items"]
+    ports = [port for service in services for port in service["spec"]["ports"]]
+    (found,) = [port["nodePort"] for port in ports if port["name"] == "grpc"]
+    return f"{gateway_address(release.place)}:{found}"
+
+
 def wait_ready(release: Release, board: Board, *, seconds: float) -> None:
     """Wait until every pod of the release's newest Deployment is ready, showing what is going on.
 

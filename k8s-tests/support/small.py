@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster import plan
 from support import images, place
 
 SIMULATED = {"engine": "simulated", "parameters": {"ttft_ms": 20, "inter_token_ms": 2, "slots": 4}}
+
+# Peers of a network policy in the embedded cluster: its gateway, and its nodes, whose ports lead to
+# pods under the node's address.
+TRAEFIK = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "traefik"}}}
+NODES = {"ipBlock": {"cidr": plan.FABRIC_RANGE}}
 
 
 def values(
@@ -27,6 +33,8 @@ def values(
         "probes": {"startup": {"budgetSeconds": 180, "periodSeconds": 1}},
         "shutdown": {"preStopSeconds": 5, "drainSeconds": 20},
         "ingress": {"enabled": True, "host": host},
+        # Where the controller of another cluster is, is not known here.
+        "networkPolicy": {"gateway": [TRAEFIK if here.embedded else {"namespaceSelector": {}}]},
     }
     if here.embedded:
         chosen["huggingface"] = {"endpoint": place.EMBEDDED_HUB}
