@@ -44,23 +44,22 @@ def embedded(here: place.Place) -> None:
 
 
 @pytest.fixture(scope="session")
-def versions(here: place.Place) -> str:
+def versions(here: place.Place) -> results.Versions:
     """The versions of what is hit."""
-    return results.versions(here)
+    return results.Versions(here)
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, versions: str) -> Iterator[results.Row]:
+def row(request: pytest.FixtureRequest, versions: results.Versions) -> Iterator[results.Row]:
     """The test's row of the table; saved with its outcome when the test has ended."""
-    file, line, name = request.node.location
-    made = results.Row(
-        name=re.sub(r"[^\w.-]+", "-", name), order=f"{file}:{line or 0:05}", versions=versions
-    )
+    file, _, name = request.node.location
+    made = results.Row(name=re.sub(r"[^\w.-]+", "-", name), order=file)
     start = time.monotonic()
     yield made
     report = getattr(request.node, "report_call", None)
     made.passed = report is not None and report.passed
     made.seconds = time.monotonic() - start
+    made.versions = versions.text()
     made.day = time.strftime("%Y-%m-%d", time.gmtime())
     if report is not None and not report.skipped:
         made.save()
