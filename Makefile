@@ -69,8 +69,7 @@ e2e: venv ## Tests on the cluster of `make up`
 
 .PHONY: faults
 faults: venv ## Every fault on the cluster of `make up` (about 100 min), and a table of the results
-	@$(PY) -m pytest -q -m faults k8s-tests/faults
-	@$(PY) -m faults.results
+	@$(PY) -m faults
 
 .PHONY: scale
 scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (about 70 min), and a table
@@ -104,7 +103,7 @@ soak: venv ## Half an hour at 80 % load on this machine: does latency, memory or
 
 .PHONY: hostile
 hostile: venv ## 100,000 hostile requests against a server on this machine
-	@PYTHONPATH=k8s-tests:image $(PY) -m faults.hostile --requests 100000
+	@PYTHONPATH=k8s-tests:image $(PY) -m faults.hostile --out results/hostile/hostile.json
 
 .PHONY: audit
 audit: venv ## Bills of materials, known vulnerabilities, Checkov on all charts

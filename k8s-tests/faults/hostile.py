@@ -6,7 +6,8 @@ Usage: python -m faults.hostile [--requests 100000] [--seed 1] [--clients 8] [--
 Every request is a mutation of a good one: its JSON, its tensors, its headers, its framing, its
 path, or the behaviour of the client. After every 200 of them a good request has to be answered
 rightly. What is known to end Triton 2.51, and cannot be helped here, is left out: see upstream.md.
-The same seed and number always make the same request; `--show` prints it.
+The same seed and number always make the same request; `--show` prints it. A run of 50,000 or more
+of all kinds also gets a row in the table of `python -m faults.results`.
 Exit codes: 0 all is well, 1 the server died, hung, or answered a good request wrongly.
 """
 
@@ -17,6 +18,8 @@ import collections
 import gzip
 import http.client
 import json
+import math
+import os
 import random
 import signal
 import socket
@@ -34,11 +37,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triton_hf.embedded import Server, running_server
+from faults import results
+from triton_hf.embedded import TRITON_VERSION, Server, running_server
 from triton_hf.repository import write_model
 from triton_hf.specification import ModelSpec
 
 MODEL = "victim"
+LONG = 50_000  # a shorter run is a try
 BLOCK = 200  # hostile requests between two good ones
 ANSWER_SECONDS = 20.0  # a complete request that gets no answer for so long hangs
 PARAMETERS = {
@@ -545,7 +550,7 @@ def make(seed: int, number: int, only: Build | None = None) -> Case:
 # --- sending --------------------------------------------------------------------------------------
 
 
-def send(port: int, number: int, case: Case) -> Answer:
+def send(port: int, number: int, case: Case, *, address: str = "127.0.0.1") -> Answer:
     """Send one request on a connection of its own; return what came back."""
     start = time.monotonic()
 
@@ -560,7 +565,7 @@ def send(port: int, number: int, case: Case) -> Answer:
         )
 
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as connection:
+        with socket.create_connection((address, port), timeout=ANSWER_SECONDS) as connection:
             for piece in case.pieces:
                 connection.sendall(piece)
                 if case.pause:
@@ -601,12 +606,13 @@ class Tally:
     )
     hung: list[Answer] = field(default_factory=list)
     wondrous: dict[tuple[str, int], Answer] = field(default_factory=dict)
-    slowest: float = 0.0
+    times: list[float] = field(default_factory=list)
 
     def add(self, answer: Answer) -> None:
         """Count an answer."""
         self.by_kind[answer.kind][answer.status] += 1
-        self.slowest = max(self.slowest, answer.seconds)
+        if answer.status:
+            self.times.append(answer.seconds)
         if answer.hung:
             self.hung.append(answer)
         if answer.status >= 500:
@@ -616,6 +622,19 @@ class Tally:
     def count(self) -> int:
         """How many answers were counted."""
         return sum(sum(statuses.values()) for statuses in self.by_kind.values())
+
+    def classes(self) -> collections.Counter[int]:
+        """Return the counts by class of status: 2, 4, 5; 0 for closed."""
+        found: collections.Counter[int] = collections.Counter()
+        for statuses in self.by_kind.values():
+            for status, count in statuses.items():
+                found[status // 100] += count
+        return found
+
+    def slower_than(self, share: float) -> float:
+        """Return the seconds within which this share of the answers came."""
+        times = sorted(self.times)
+        return times[min(len(times) - 1, int(share * len(times)))]
 
     def table(self) -> str:
         """Return the counts by kind and class of status as lines for a terminal."""
@@ -707,6 +726,50 @@ def run(
     return tally
 
 
+def record(tally: Tally, *, seed: int, seconds: float) -> dict[str, Any]:
+    """Return a run that went well as JSON."""
+    return {
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "triton": TRITON_VERSION,
+        "cores": os.cpu_count(),
+        "seed": seed,
+        "requests": tally.count,
+        "seconds": round(seconds, 1),
+        "crashes": 0,
+        "hangs": 0,
+        "good_requests_answered": math.ceil(tally.count / BLOCK),
+        "p50_seconds": round(tally.slower_than(0.5), 4),
+        "p99_seconds": round(tally.slower_than(0.99), 4),
+        "slowest_seconds": round(tally.slower_than(1), 4),
+        "answers": {kind: dict(statuses) for kind, statuses in sorted(tally.by_kind.items())},
+    }
+
+
+def told(tally: Tally) -> str:
+    """Return what the table of the faults says about a run that went well."""
+    good, classes = math.ceil(tally.count / BLOCK), tally.classes()
+    return (
+        f"0 crashes, 0 hangs, {good} of {good} good requests answered; {classes[2]} x 2xx, "
+        f"{classes[4]} x 4xx, {classes[5]} x 5xx, {classes[0]} closed; "
+        f"p99 {tally.slower_than(0.99):.2f} s, slowest {tally.slower_than(1):.1f} s"
+    )
+
+
+def row(measured: str, *, passed: bool, seed: int, requests: int, seconds: float) -> results.Row:
+    """Return the row of a run in the table of the faults."""
+    return results.Row(
+        name="hostile",
+        order="k8s-tests/faults/hostile",
+        fault=f"{requests:,} hostile HTTP requests (seed {seed}), on a server without a cluster",
+        mark="0 crashes, 0 hangs, each good request between them answered",
+        measured=measured,
+        passed=passed,
+        seconds=seconds,
+        day=time.strftime("%Y-%m-%d", time.gmtime()),
+        versions=f"Triton {TRITON_VERSION}",
+    )
+
+
 def main() -> int:
     """Run, print; return the exit code."""
     # Ends the server, too.
@@ -725,6 +788,11 @@ def main() -> int:
         return 0
     start = time.monotonic()
 
+    def save(measured: str, *, passed: bool) -> None:
+        if options.requests >= LONG and only is None:
+            run_of = {"seed": options.seed, "requests": options.requests}
+            row(measured, passed=passed, seconds=time.monotonic() - start, **run_of).save()
+
     def say(text: str) -> None:
         print(f"hostile: {time.monotonic() - start:6.0f} s  {text}", file=sys.stderr, flush=True)
 
@@ -741,16 +809,20 @@ def main() -> int:
             )
         except HostileError as error:
             print(f"hostile: {error}", file=sys.stderr)
+            save(str(error), passed=False)
             print(server.output()[-3000:], file=sys.stderr)
             return 1
     print(tally.table())
     for (kind, status), answer in sorted(tally.wondrous.items()):
         print(f"{status}, {kind}, for example request {answer.number}: {answer.text[:200]}")
-    print(f"slowest answer {tally.slowest:.2f} s; all good requests answered")
+    print(
+        f"p99 {tally.slower_than(0.99):.2f} s, slowest {tally.slower_than(1):.2f} s; "
+        "all good requests answered"
+    )
+    save(told(tally), passed=True)
     if options.out:
-        counts = {kind: dict(statuses) for kind, statuses in tally.by_kind.items()}
-        found = {"seed": options.seed, "requests": tally.count, "answers": counts}
         options.out.parent.mkdir(parents=True, exist_ok=True)
+        found = record(tally, seed=options.seed, seconds=time.monotonic() - start)
         options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
 
