@@ -40,6 +40,11 @@ url = f"http://127.0.0.1:8000/v2/models/{sys.argv[1]}/generate"
 print(json.load(urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=10)))
 """
 
+_METRICS = """
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:8002/metrics", timeout=10).read().decode())
+"""
+
 
 def values(here: Place, namespace: str, *, light: bool = True, **more: Any) -> dict[str, Any]:
     """Return values of two servers with the probes that the chart has by default.
@@ -137,6 +142,14 @@ def fullname(release: Release) -> str:
     return str(found["metadata"]["name"])
 
 
+def grpc_by_node_port() -> dict[str, Any]:
+    """Return values that open gRPC on a port of every node, for this machine and the gateway."""
+    return {
+        "service": {"type": "NodePort"},
+        "networkPolicy": {"gateway": [small.TRAEFIK, small.NODES]},
+    }
+
+
 def pod(release: Release, name: str) -> dict[str, Any]:
     """Return one pod."""
     return dict(helm.get(release.place, release.namespace, "pod", name))
@@ -194,6 +207,14 @@ def inside(release: Release, name: str, script: str, *words: str) -> str:
         *("python3", "-c", script, *words),
         timeout=60,
     )
+
+
+def failures(release: Release, name: str) -> float:
+    """Return how many requests a pod's server failed since it started, as Triton counts."""
+    page = inside(release, name, _METRICS)
+    lines = [line for line in page.splitlines() if line.startswith("nv_inference_request_failure{")]
+    assert lines, "no such metric"
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 def signal_stub(release: Release, name: str, model: str, number: signal.Signals) -> None:

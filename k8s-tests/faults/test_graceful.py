@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from faults import servers, traffic
+from faults import channel, servers, traffic
 from faults.results import Row
-from support import helm, images
+from support import client, helm
 from support.helm import Release
-from support.install import door
+from support.install import door, grpc_address
 from support.wait import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(420)]
@@ -60,46 +60,37 @@ def test_a_rolling_update_loses_no_request_and_breaks_no_stream(
     load.lost_nothing()
 
 
-def test_a_rolling_update_with_idle_keep_alive_connections_loses_nothing(
+def test_a_rolling_update_with_idle_keep_alive_connections_and_kept_channels_loses_nothing(
     release: Release, install: Install, row: Row
 ) -> None:
-    row.fault = f"the same with {HELD} idle keep-alive connections to the pods"
-    row.mark = "0 failed of >= 400; 0 broken streams"
-    chosen, old = install(), names(release)
-    hold_connections(release, chosen)
-    with traffic.running(door(release.place, release), servers.MODEL) as load:
+    row.fault = f"the same with {HELD} idle keep-alive connections to the pods, and with gRPC"
+    row.mark = "0 failed of >= 400, also by gRPC on a kept channel; 0 broken streams"
+    here = release.place
+    chosen = install(**(servers.grpc_by_node_port() if here.embedded else {}))
+    old = names(release)
+    hold_connections(release)
+    with contextlib.ExitStack() as stack:
+        load = stack.enter_context(traffic.running(door(here, release), servers.MODEL))
+        by_grpc = load
+        if here.embedded:
+            address = grpc_address(release)
+            by_grpc = stack.enter_context(channel.running(address, servers.MODEL))
         start = time.monotonic()
         release.apply({**chosen, "podAnnotations": {"round": "2"}})
         replaced(release, old)
         took = time.monotonic() - start
         load.wait_for(traffic.ENOUGH)
-    row.measured = f"{load.summary()}; the rollout took {took:.0f} s"
+        by_grpc.wait_for(traffic.ENOUGH)
+    row.measured = f"{load.summary()}; gRPC: {by_grpc.summary()}; the rollout took {took:.0f} s"
     load.lost_nothing()
+    by_grpc.lost_nothing()
 
 
-def hold_connections(release: Release, chosen: dict[str, Any]) -> None:
+def hold_connections(release: Release) -> None:
     """Start a pod that keeps connections to the servers open and sends nothing on them."""
-    container = {
-        "name": "holder",
-        "image": images.reference(release.place, chosen["image"]["repository"]),
-        "command": ["python3", "-c", _HOLD, servers.fullname(release), str(HELD)],
-        "resources": {"limits": {"memory": "64Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "runAsNonRoot": True,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    }
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "holder"},
-        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
-    }
-    kubectl = ("kubectl", "-n", release.namespace)
-    helm.run(release.place, *kubectl, "apply", "-f", "-", stdin=json.dumps(manifest))
-    until(lambda: f"held {HELD}" in helm.run(release.place, *kubectl, "logs", "holder"), seconds=90)
+    words = (servers.fullname(release), str(HELD))
+    pod = client.manifest(release.place, "holder", _HOLD, *words, labels=client.LOAD_TEST)
+    client.start(release.place, release.namespace, pod, says=f"held {HELD}")
 
 
 def test_scale_in_loses_no_request_and_breaks_no_stream(
@@ -135,7 +126,6 @@ def test_a_deleted_pod_loses_no_request_and_breaks_no_stream(
     load.lost_nothing()
 
 
-@pytest.mark.slow
 def test_a_drained_node_loses_nothing_and_the_second_pod_waits_for_the_first_ones_successor(
     release: Release, install: Install, embedded: None, row: Row
 ) -> None:

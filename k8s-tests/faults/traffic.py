@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-from scaling.load import Load, Outcome, infer, stream
+from scaling.load import Load, Outcome, Record, infer, stream
 
 from support.ask import Door
 from support.wait import until
@@ -23,12 +24,18 @@ STREAM_TOKENS = 250  # 5 s
 ENOUGH = 400
 
 
+class Recorded(Protocol):
+    """What keeps a record of the requests that it sends."""
+
+    record: Record
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
     """What was sent so far and how it went."""
 
-    plain: Load
-    streams: Load
+    plain: Recorded
+    streams: Recorded
 
     @property
     def calls(self) -> list[Outcome]:
@@ -113,11 +120,10 @@ def running(
     call = infer(door.address, door.port, model, max_tokens=TOKENS, **words)
     flow = stream(door.address, door.port, model, max_tokens=STREAM_TOKENS, **words)
     with ExitStack() as stack:
-        made = Traffic(
-            plain=stack.enter_context(Load([call], timeout=timeout)),
-            streams=stack.enter_context(Load([flow], timeout=timeout)),
-        )
-        made.plain.rate(rate)
-        made.streams.clients(streams)
+        plain = stack.enter_context(Load([call], timeout=timeout))
+        flows = stack.enter_context(Load([flow], timeout=timeout))
+        made = Traffic(plain=plain, streams=flows)
+        plain.rate(rate)
+        flows.clients(streams)
         made.wait_for(int(2 * rate))
         yield made
