@@ -23,7 +23,6 @@ from support.wait import until
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.faults,
-    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.usefixtures("embedded"),
 ]
@@ -55,6 +54,7 @@ def network_cut(node: Node) -> Iterator[None]:
         subprocess.run([*words, "up"], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "name", "lossless"),
     [
@@ -115,19 +115,24 @@ def api_down(here: place.Place) -> Iterator[None]:
         until(answers, seconds=120)
 
 
+@pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.slow)])
 def test_the_data_path_does_not_need_the_api_server(
-    release: Release, install: Install, row: Row
+    release: Release, install: Install, row: Row, seconds: int
 ) -> None:
-    row.fault = "API server down for 60 s"
-    row.mark = "0 failed of >= 400; 0 broken streams"
+    enough = traffic.ENOUGH * seconds // 60
+    row.fault = f"API server down for {seconds} s"
+    row.mark = f"0 failed of >= {enough} sent in that time; 0 broken streams; no restart"
     install()
     with traffic.running(door(release.place, release), servers.MODEL) as load:
         with api_down(release.place):
-            load.wait_until(time.time() + 60)
-        servers.wait_settled(release, 2)
-        load.wait_for(traffic.ENOUGH)
-    row.measured = load.summary()
-    load.lost_nothing()
+            down = time.time()
+            load.wait_until(down + seconds)
+            meanwhile = traffic.begun(load.calls, down, down + seconds)
+        pods = servers.wait_settled(release, 2)
+    row.measured = f"{load.summary()}, {len(meanwhile)} calls while it was down"
+    assert len(meanwhile) >= enough
+    assert {servers.restarts(release, pod["metadata"]["name"]) for pod in pods} == {0}
+    load.lost_nothing(calls=enough)
 
 
 SMOLLM2 = {
@@ -136,27 +141,30 @@ SMOLLM2 = {
 }
 
 
+@pytest.mark.slow
 def test_servers_run_and_start_without_the_hub_and_an_upgrade_says_that_it_is_gone(
-    release: Release, row: Row
+    release: Release, install: Install, row: Row
 ) -> None:
-    row.fault = "Hub down"
-    row.mark = "running and restarted servers answer; the upgrade fails in one sentence"
-    chosen = servers.values(release.place, release.namespace, light=False, replicas=1)
-    chosen["models"] = {"llama3-8b": None, "smol": SMOLLM2}
+    row.fault = "Hub down: a pod is deleted, then an upgrade adds a model"
+    row.mark = "0 failed of >= 400; the pod's successor answers; no restart; the upgrade says why"
+    models = {"llama3-8b": None, servers.MODEL: servers.SIMULATED, "smol": SMOLLM2}
+    chosen = install(light=False, models=models)
     chosen["modelSync"] |= {"backoffLimit": 0}
-    release.apply(chosen)
     entrance = door(release.place, release)
-    with hub_down():
-        assert entrance.infer("smol", "hello", max_tokens=2)["completion_tokens"] >= 1
-        (pod,) = servers.wait_settled(release, 1)
-        words = ("delete", "pod", pod["metadata"]["name"])
+    with hub_down(), traffic.running(entrance, servers.MODEL) as load:
+        victim = min(pod["metadata"]["name"] for pod in release.pods())
+        words = ("delete", "pod", victim)
         helm.run(release.place, "kubectl", "-n", release.namespace, *words)
-        servers.wait_settled(release, 1, seconds=240)
-        until(lambda: entrance.infer("smol", "hello", max_tokens=2), seconds=10)
+        pods = {p["metadata"]["name"] for p in servers.wait_settled(release, 2, seconds=240)}
+        for name in pods:
+            assert "text_output" in servers.ask_inside(release, name, "smol", "hello")
         with pytest.raises(helm.CommandFailedError):
-            release.apply({**chosen, "models": {**chosen["models"], "more": SMOLLM2}})
+            release.apply({**chosen, "models": {**models, "more": SMOLLM2}})
         said = servers.sync_words(release)
-        assert entrance.infer("smol", "hello", max_tokens=2)["completion_tokens"] >= 1
-    row.measured = f"all answered; the upgrade said: {said}"
+        load.wait_for(traffic.ENOUGH)
+        assert servers.in_rotation(release) == pods
+    row.measured = f"{load.summary()}; the upgrade said: {said}"
+    assert {servers.restarts(release, name) for name in pods} == {0}
     assert len(said.splitlines()) == 1, said
     assert plan.HUB_HOST in said, said
+    load.lost_nothing()
