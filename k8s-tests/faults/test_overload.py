@@ -18,7 +18,6 @@ from support.install import door
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.faults,
-    pytest.mark.slow,
     pytest.mark.timeout(900),
 ]
 
@@ -27,8 +26,6 @@ SLOTS = 4
 # Half a second a request: 16 a second is all that two servers can do.
 PARAMETERS = {"ttft_ms": 100, "inter_token_ms": 25, "slots": SLOTS, "max_queue": SLOTS}
 TOKENS = 17
-PEAK_SECONDS = 30.0
-SECONDS = 300.0
 TIMES = 5
 QUICK = 0.05  # seconds in which a refusal should come
 _MEMORY = """
@@ -51,11 +48,14 @@ def memory(release: Release) -> int:
     )
 
 
+@pytest.mark.parametrize(
+    ("peak_seconds", "seconds"), [(10, 25), pytest.param(30, 300, marks=pytest.mark.slow)]
+)
 def test_five_times_the_peak_leaves_the_peak_and_refuses_the_rest_at_once(
-    release: Release, install: Install, row: Row
+    release: Release, install: Install, row: Row, peak_seconds: int, seconds: int
 ) -> None:
-    row.fault = f"overload {TIMES}x for {SECONDS:.0f} s"
-    row.mark = "goodput >= 95 % of peak, median refusal < 50 ms, memory bounded"
+    row.fault = f"overload {TIMES}x for {seconds} s"
+    row.mark = "goodput >= 95 % of peak, >= 99 % of the refusals in < 50 ms, memory bounded"
     model = {"engine": "simulated", "parameters": PARAMETERS}
     install(models={"llama3-8b": None, servers.MODEL: model})
     entrance = door(release.place, release)
@@ -65,33 +65,37 @@ def test_five_times_the_peak_leaves_the_peak_and_refuses_the_rest_at_once(
     with Load([target]) as load:
         start = time.time()
         load.clients(2 * SLOTS + 2)
-        traffic.until_time(start + PEAK_SECONDS)
+        traffic.until_time(start + peak_seconds)
         load.clients(0)
-    peak = sum(not each.fault for each in load.record.outcomes) / PEAK_SECONDS
+    peak = sum(not each.fault for each in load.record.outcomes) / peak_seconds
     before = memory(release)
     with Load([target]) as load:
         start = time.time()
         load.rate(TIMES * peak)
-        traffic.until_time(start + SECONDS / 5)
+        traffic.until_time(start + seconds / 5)
         early = memory(release)
-        traffic.until_time(start + SECONDS)
+        traffic.until_time(start + seconds)
         late = memory(release)
     sent = load.record.outcomes
     refused = [each for each in sent if "status 503" in each.fault]
-    goodput = (len(sent) - len(traffic.failed(sent))) / SECONDS
+    goodput = (len(sent) - len(traffic.failed(sent))) / seconds
     times = sorted(each.seconds for each in refused)
     quick = sum(each < QUICK for each in times) / max(1, len(times))
     row.measured = (
         f"goodput {goodput:.1f}/s of {peak:.1f}/s ({100 * goodput / peak:.0f} %); "
         f"{len(refused)} of {len(sent)} refused, median {1000 * statistics.median(times):.0f} ms, "
-        f"{100 * quick:.1f} % under {1000 * QUICK:.0f} ms, "
-        f"p99 {1000 * times[int(0.99 * len(times))]:.0f} ms; resident memory "
-        f"{before >> 20} -> {early >> 20} -> {late >> 20} MiB"
+        f"{100 * quick:.2f} % under {1000 * QUICK:.0f} ms, p99 {percentile(times, 0.99)}; the "
+        f"generator itself was late by {percentile(sorted(load.record.late), 0.99)} in p99; "
+        f"resident memory {before >> 20} -> {early >> 20} -> {late >> 20} MiB"
     )
-    assert len(sent) > 0.9 * TIMES * peak * SECONDS
+    assert len(sent) > 0.9 * TIMES * peak * seconds
     assert len(refused) == len(traffic.failed(sent)), traffic.describe(
         [each for each in traffic.failed(sent) if each not in refused]
     )
     assert goodput >= 0.95 * peak
-    assert statistics.median(times) < QUICK
+    assert quick >= 0.99
     assert late < early + (32 << 20)
+
+
+def percentile(ordered: list[float], share: float) -> str:
+    return f"{1000 * ordered[int(share * len(ordered))]:.0f} ms"

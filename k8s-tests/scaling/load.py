@@ -85,9 +85,15 @@ def stream(
 
 @dataclass
 class Record:
-    """What was sent and how it went; safe to read while the load runs."""
+    """What was sent and how it went; safe to read while the load runs.
+
+    Attributes:
+        outcomes: of the requests that ended.
+        late: seconds that each request of a rate was sent after its time, the generator's own lag.
+    """
 
     outcomes: list[Outcome] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
     _times: list[float] = field(default_factory=lambda: [0.0])
     _levels: list[int] = field(default_factory=lambda: [0])
 
@@ -272,6 +278,7 @@ class Load:
             due += self._random.expovariate(self._rate)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if self._rate > 0:
+                self.record.late.append(time.monotonic() - due)
                 self._spawn(send(next(self._targets), self.record, timeout=self._timeout))
 
     async def _cancel(self) -> None:
