@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import json
 import os
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster import plan
 from faults import servers, traffic
 from faults.results import Row
 from support import helm
-from support.helm import CHART, Release
+from support.helm import Release
 from support.install import door
+from support.place import ROOT
 from support.wait import until
 
 pytestmark = [
@@ -33,47 +40,54 @@ def names(release: Release) -> set[str]:
     return {pod["metadata"]["name"] for pod in release.pods()}
 
 
-def kept(release: Release) -> dict[str, str]:
-    """Return the identity of claims and Secrets by name; Helm's own records are left out."""
+def kept(release: Release) -> dict[str, tuple[str, str]]:
+    """Return identity and a hash of the data of claims and Secrets, without Helm's own records."""
     found = helm.get(release.place, release.namespace, "pvc,secret")["items"]
     return {
-        each["metadata"]["name"]: each["metadata"]["uid"]
+        each["metadata"]["name"]: (each["metadata"]["uid"], digest(each.get("data", {})))
         for each in found
         if each.get("type") != "helm.sh/release.v1"
     }
 
 
-def older_chart(folder: Path) -> Path:
-    """Return the chart as an older version of it: another version, and pods that differ.
+def digest(data: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
-    There is no released version yet; with the first one this becomes `git archive` of its tag.
+
+def earlier_chart(folder: Path) -> tuple[Path, str]:
+    """Return the chart as it was before its templates changed last, and its commit.
+
+    There is no released version yet; with the first one this becomes its tag.
     """
-    chart = shutil.copytree(CHART, folder / "triton")
-    file = chart / "Chart.yaml"
-    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "version": "0.0.1"}))
-    values = chart / "values.yaml"
-    text = values.read_text("utf-8")
-    assert "\npodAnnotations: {}\n" in text
-    values.write_text(text.replace("\npodAnnotations: {}\n", "\npodAnnotations: {older: 'true'}\n"))
-    return chart
+    templates = "charts/triton/templates"
+    git = ["git", "-C", str(ROOT)]
+    words = [*git, "rev-list", "--max-count=1", "HEAD", "--", templates]
+    last = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    words = [*git, "archive", f"{last}~1", "charts/triton"]
+    archive = subprocess.run(words, capture_output=True, check=False)
+    if not last or archive.returncode:
+        pytest.skip("needs the history of the repository: no commit before the chart's last change")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "charts" / "triton", f"{last[:9]}~1"
 
 
-def test_an_upgrade_from_an_older_chart_and_its_rollback_lose_nothing(
+def test_an_upgrade_from_the_earlier_chart_and_its_rollback_lose_nothing(
     release: Release, row: Row, tmp_path: Path
 ) -> None:
-    row.fault = "upgrade from an older chart version, then rollback, under load"
-    row.mark = "0 failed of >= 400; claim and Secrets are the same objects"
-    older = Release(
-        place=release.place,
-        namespace=release.namespace,
-        name=release.name,
-        chart=older_chart(tmp_path),
-    )
+    chart, commit = earlier_chart(tmp_path)
+    row.fault = f"upgrade from the earlier chart ({commit}), then rollback, under load"
+    row.mark = "0 failed of >= 400; claim and Secrets are the same objects with the same data"
+    older = dataclasses.replace(release, chart=chart)
     chosen = servers.values(release.place, release.namespace)
-    older.apply(chosen)
+    # An annotation, so that all pods are replaced whatever else the two charts differ in.
+    older.apply({**chosen, "podAnnotations": {"chart": "earlier"}})
     servers.wait_settled(release, 2)
     before = kept(release)
-    assert before
+    assert {"Secret" if data != digest({}) else "claim" for _, data in before.values()} == {
+        "Secret",
+        "claim",
+    }
     with traffic.running(door(release.place, release), servers.MODEL) as load:
         old = names(release)
         release.apply(chosen)
@@ -88,6 +102,68 @@ def test_an_upgrade_from_an_older_chart_and_its_rollback_lose_nothing(
         load.wait_for(traffic.ENOUGH)
     row.measured = load.summary()
     assert kept(release) == before
+    load.lost_nothing()
+
+
+NO_IMAGE = "sha256:" + "0" * 64
+
+
+def pull_fault(release: Release, component: str, old: set[str]) -> str:
+    """Return why the only new pod of a component cannot start.
+
+    Raises:
+        AssertionError: it does not say so yet.
+    """
+    pods = release.pods(component)
+    (fresh,) = [pod for pod in pods if pod["metadata"]["name"] not in old]
+    states = [
+        each["state"].get("waiting", {})
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for each in fresh["status"].get(kind, [])
+    ]
+    said = [
+        str(s["message"]) for s in states if s.get("reason") in ("ErrImagePull", "ImagePullBackOff")
+    ]
+    assert said, states
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "component"),
+    [
+        pytest.param(True, "model-sync", id="sync first"),
+        pytest.param(False, "server", id="sync beside"),
+    ],
+)
+def test_an_image_that_does_not_exist_stops_the_rollout_and_the_old_pods_serve(
+    release: Release, install: Install, row: Row, before: bool, component: str
+) -> None:
+    row.fault = f"image that does not exist, modelSync.beforeUpgrade={str(before).lower()}"
+    row.mark = "the new pod says why; " + (
+        "no server is replaced" if before else "one server at most is replaced"
+    )
+    row.mark += ", the old ones serve: 0 failed of >= 400"
+    chosen, old = install(), names(release)
+    syncs = {pod["metadata"]["name"] for pod in release.pods("model-sync")}
+    broken = {
+        **chosen,
+        "image": {**chosen["image"], "digest": NO_IMAGE},
+        "modelSync": {**chosen["modelSync"], "beforeUpgrade": before},
+    }
+    with (
+        traffic.running(door(release.place, release), servers.MODEL) as load,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        upgrade = pool.submit(release.apply, broken, timeout=45)
+        said = until(lambda: pull_fault(release, component, old | syncs), seconds=60)
+        with pytest.raises(helm.CommandFailedError):
+            upgrade.result()
+        load.wait_for(traffic.ENOUGH)
+        serving = servers.in_rotation(release)
+    row.measured = f"{load.summary()}; {len(serving)} old servers in rotation; said: {said}"
+    assert NO_IMAGE in said
+    assert serving == old if before else serving < old
+    assert serving
     load.lost_nothing()
 
 
@@ -151,15 +227,18 @@ def test_weights_that_are_corrupt_keep_a_new_pod_out_and_it_says_why(
     release: Release, install: Install, row: Row
 ) -> None:
     row.fault = "corrupt weights: half a safetensors file"
-    row.mark = "never ready, says why, the peer serves: 0 failed of >= 100"
+    row.mark = "never ready, says why, the peer serves: 0 failed of >= 400; 0 broken streams"
     model = {
         "repository": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "parameters": {"device": "cpu", "slots": 2},
     }
-    install(light=False, models={"llama3-8b": None, "smol": model})
+    install(
+        light=False, models={"llama3-8b": None, servers.MODEL: servers.SIMULATED, "smol": model}
+    )
     truncate_weights(release.namespace)
     old = names(release)
-    with traffic.running(door(release.place, release), "smol", rate=2, streams=0) as load:
+    entrance = door(release.place, release)
+    with traffic.running(entrance, servers.MODEL) as load:
         words = ("delete", "pod", min(old), "--wait=false")
         helm.run(release.place, "kubectl", "-n", release.namespace, *words)
 
@@ -170,8 +249,9 @@ def test_weights_that_are_corrupt_keep_a_new_pod_out_and_it_says_why(
             return text
 
         text = until(said, seconds=120)
-        load.wait_for(100)
+        load.wait_for(traffic.ENOUGH)
         assert servers.in_rotation(release) == {max(old)}
+        assert entrance.infer("smol", "hello", max_tokens=2)["completion_tokens"] >= 1
     row.measured = load.summary()
     assert "cannot be loaded" in text
-    load.lost_nothing(calls=100, streams=0)
+    load.lost_nothing()
