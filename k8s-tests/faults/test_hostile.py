@@ -36,6 +36,17 @@ def test_the_same_number_is_the_same_request() -> None:
     assert len(set(first)) > 250
 
 
+def test_the_row_of_the_table_has_counts_and_times() -> None:
+    tally = hostile.Tally()
+    for number, status in enumerate([200] * 98 + [400, 0]):
+        tally.add(hostile.Answer(number=number, kind="x", status=status, seconds=number / 100))
+    said = hostile.told(tally)
+    assert "98 x 2xx, 1 x 4xx, 0 x 5xx, 1 closed" in said
+    assert "p99 0.98 s, slowest 1.0 s" in said
+    found = hostile.record(tally, seed=1, seconds=2.0)
+    assert (found["requests"], found["p99_seconds"], found["slowest_seconds"]) == (100, 0.98, 0.98)
+
+
 def _list(depth: int) -> bytes:
     return b"[" * depth + b"]" * depth
 
