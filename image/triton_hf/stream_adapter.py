@@ -12,6 +12,7 @@ import queue
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,9 @@ class StreamModel:
                 sender.send(unexpected(error), last=True)
 
     def finalize(self) -> None:
-        """Close the line; the model cancels what is open."""
+        """Close the line once what is open is answered, or its client has gone."""
+        while self._link is not None and self._link.open_requests:
+            time.sleep(CANCEL_POLL_SECONDS)
         self._stopping.set()
         self._watch.join()
         if self._link is not None:

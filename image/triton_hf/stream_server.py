@@ -6,6 +6,7 @@ import contextlib
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from triton_hf.settings import ModelSettings
 
 # An event takes a third of a millisecond of a core on its way through two processes and Triton.
 EVENTS_PER_CORE = 100
+POLL_SECONDS = 0.05
 
 
 def events_per_second(settings: ModelSettings) -> float:
@@ -50,6 +52,7 @@ class StreamServer:
         self._events_per_second = events_per_second
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connections: set[socket.socket] = set()
+        self._sessions: set[_Session] = set()
 
     def start(self) -> None:
         """Bind the socket and accept in a thread."""
@@ -61,8 +64,16 @@ class StreamServer:
         threading.Thread(target=self._accept, name="stream-accept", daemon=True).start()
 
     def stop(self) -> None:
-        """Close everything; the companion sees its connection end."""
+        """Close everything once what is open is answered; the companion sees its connection end.
+
+        Triton does not count an open stream as in flight when it unloads its models.
+        """
         self._path.unlink(missing_ok=True)
+        sessions = list(self._sessions)
+        while any(session.busy for session in sessions):
+            time.sleep(POLL_SECONDS)
+        for session in sessions:
+            session.close()
         for connection in (self._listener, *self._connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -81,11 +92,13 @@ class StreamServer:
 
     def _serve(self, connection: socket.socket) -> None:
         session = _Session(connection, self._service, self._events_per_second)
+        self._sessions.add(session)
         try:
             for message in wire.read_messages(connection):
                 session.handle(message)
         finally:
             session.close()
+            self._sessions.discard(session)
             self._connections.discard(connection)
             connection.close()
 
@@ -102,6 +115,12 @@ class _Session:
         self._outbox = wire.Outbox(
             connection, on_broken=self._cancel_all, messages_per_second=events_per_second
         )
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is on its way."""
+        with self._lock:
+            return bool(self._jobs)
 
     def handle(self, message: dict[str, Any]) -> None:
         number = message["id"]
