@@ -122,7 +122,7 @@ def test_no_pre_stop_means_no_hook() -> None:
     assert pod(manifest)["terminationGracePeriodSeconds"] == 70
 
 
-@pytest.mark.parametrize(("pre_stop", "age"), [(15, 10_000), (5, 3000), (0, 1000)])
+@pytest.mark.parametrize(("pre_stop", "age"), [(15, 7000), (4, 2000), (0, 1000)])
 def test_grpc_connections_are_renewed_before_a_pod_ends(pre_stop: int, age: int) -> None:
     got = flags({"shutdown": {"preStopSeconds": pre_stop}})
     assert got["--grpc-max-connection-age"] == str(age)

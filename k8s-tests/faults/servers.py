@@ -143,8 +143,12 @@ def fullname(release: Release) -> str:
 
 
 def grpc_by_node_port() -> dict[str, Any]:
-    """Return values that open gRPC on a port of every node, for this machine and the gateway."""
+    """Return values that open gRPC on a port of every node, for this machine and the gateway.
+
+    On a busy machine the proxies need some seconds to hear that a pod ends: preStop is longer.
+    """
     return {
+        "shutdown": {"preStopSeconds": 10, "drainSeconds": 20},
         "service": {"type": "NodePort"},
         "networkPolicy": {"gateway": [small.TRAEFIK, small.NODES]},
     }

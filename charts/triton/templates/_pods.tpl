@@ -27,15 +27,15 @@ preStop (endpoints disappear) + drain (Triton's exit timeout) + 10 (unload, exit
 {{- end -}}
 
 {{/*
-Seconds after which a gRPC connection is renewed: two thirds of preStop, so that every client has found
-another pod before this one ends. The last third is for the proxies, which must have dropped the
-endpoint, and for gRPC, which makes the age up to a tenth longer.
+Seconds after which a gRPC connection is renewed: half of preStop, so that every client has found another
+pod before this one ends. The other half is for the proxies, which must have dropped the endpoint, and
+for gRPC, which makes the age up to a tenth longer.
 */}}
 {{- define "triton.grpcMaxConnectionAgeSeconds" -}}
 {{- if .Values.server.grpcMaxConnectionAgeSeconds -}}
 {{- int .Values.server.grpcMaxConnectionAgeSeconds -}}
 {{- else -}}
-{{- max 1 (div (mul 2 (int .Values.shutdown.preStopSeconds)) 3) -}}
+{{- max 1 (div (int .Values.shutdown.preStopSeconds) 2) -}}
 {{- end -}}
 {{- end -}}
 
