@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "ONEDNN_MAX_CPU_ISA"
+CGROUP = Path("/sys/fs/cgroup")
 
 # Runs in a process of its own: a CPU or a kernel that refuses ends that process, not ours.
 # The machine code is: push rbx; mov eax,0x1d; xor ecx,ecx; cpuid; pop rbx; ret. CPUID leaf 0x1D
@@ -88,15 +89,16 @@ def usable_cores() -> int:
     return max(1, min(cores, round(quota))) if quota else cores
 
 
-def _cgroup_quota() -> float | None:
+def _cgroup_quota(root: Path = CGROUP) -> float | None:
+    """Cores that the cgroup grants, version 2 or 1; None where there is no limit."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
+        quota, period = (root / "cpu.max").read_text("utf-8").split()
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        number = int((folder / "cpu.cfs_quota_us").read_text("utf-8"))
-        return None if number < 0 else number / int((folder / "cpu.cfs_period_us").read_text())
+        number = int((root / "cpu" / "cpu.cfs_quota_us").read_text("utf-8"))
+        period = (root / "cpu" / "cpu.cfs_period_us").read_text("utf-8")
+        return None if number < 0 else number / int(period)
     except (OSError, ValueError):
         return None

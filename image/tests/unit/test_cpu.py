@@ -52,3 +52,29 @@ def test_flags_come_from_cpuinfo(tmp_path: Path) -> None:
 
 def test_at_least_one_core_is_used() -> None:
     assert cpu.usable_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_both_kinds_of_cgroup_is_read(tmp_path: Path, files, cores) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu._cgroup_quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 8), (0.4, 1), (2.5, 2), (3.6, 4), (100.0, 8)])
+def test_a_quota_cuts_the_cores_and_leaves_one(monkeypatch, quota, cores) -> None:
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(cpu, "_cgroup_quota", lambda: quota)
+    assert cpu.usable_cores() == cores
