@@ -14,6 +14,8 @@ Serves model_repository/ on http://localhost:80. Variables, here or in .env:
   IMAGE          image for Docker (triton; built when missing)
   RUNNER         docker or embedded (docker when its engine answers)
   HF_ENDPOINT    a mirror of the Hugging Face Hub
+
+Returns 0 after Ctrl-C, 70 when the engine of a model has ended (embedded), else what Triton returns.
 TEXT
 }
 

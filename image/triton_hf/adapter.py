@@ -6,10 +6,11 @@ sender: `execute` returns at once and requests batch inside the engine.
 
 from __future__ import annotations
 
+import functools
 import json
 import queue
-import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,12 +23,16 @@ from triton_hf.errors import EngineError, RequestError, TritonHFError
 from triton_hf.health import Heartbeat, heartbeat_path
 from triton_hf.metrics import Metrics, TritonPublisher
 from triton_hf.responder import Responder
-from triton_hf.runtime import write_termination_log
+from triton_hf.runtime import end_server, log, log_fault, write_termination_log
 from triton_hf.settings import ModelSettings, parse_settings
 from triton_hf.stream_server import StreamServer, events_per_second
 
 INPUTS = ("user_message", "system_message", "messages")
-CANCEL_POLL_SECONDS = 0.2
+# Triton says only when asked that a client went away. A slot is to be free within two steps and
+# 100 ms, so that is asked every 50 ms; where asking takes long, less often, but at least so often.
+CANCEL_POLL_SECONDS = 0.05
+LONGEST_CANCEL_POLL_SECONDS = 0.2
+CANCEL_POLL_SHARE = 0.05  # of a core
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -45,11 +50,16 @@ class TextModel:
             settings = parse_settings(parameters)
             metrics = Metrics()
             heartbeat = Heartbeat(heartbeat_path(name))
-            self._engine = make_engine(settings=settings, metrics=metrics, heartbeat=heartbeat)
+            self._engine = make_engine(
+                settings=settings,
+                metrics=metrics,
+                heartbeat=heartbeat,
+                on_death=lambda reason: end_server(f"model '{name}': {reason}"),
+            )
             self._publisher = TritonPublisher(metrics=metrics, model=name, backend=pb_utils)
             self._engine.start()
         except TritonHFError as error:
-            print(f"model '{name}': {error}", file=sys.stderr, flush=True)
+            log(f"model '{name}': {error}")
             # Triton's own last lines are tables of its options, too long for the cause to be seen.
             write_termination_log(f"model '{name}': {error}")
             raise pb_utils.TritonModelException(f"model '{name}': {error}") from None
@@ -94,18 +104,30 @@ class TextModel:
         self._watch.add(ticket, sender, jobs)
 
 
-def make_engine(*, settings: ModelSettings, metrics: Metrics, heartbeat: Heartbeat) -> Engine:
+def make_engine(
+    *,
+    settings: ModelSettings,
+    metrics: Metrics,
+    heartbeat: Heartbeat,
+    on_death: Callable[[str], None],
+) -> Engine:
     """Return the engine that the settings name, not started.
 
     The import is here so that a simulated model needs neither torch nor transformers.
     """
+    parts: dict[str, Any] = {
+        "settings": settings,
+        "metrics": metrics,
+        "heartbeat": heartbeat,
+        "on_death": on_death,
+    }
     if settings.engine == "simulated":
         from triton_hf.simulated_engine import SimulatedEngine
 
-        return SimulatedEngine(settings=settings, metrics=metrics, heartbeat=heartbeat)
+        return SimulatedEngine(**parts)
     from triton_hf.transformers_engine import TransformersEngine
 
-    return TransformersEngine(settings=settings, metrics=metrics, heartbeat=heartbeat)
+    return TransformersEngine(**parts)
 
 
 def read_inputs(request: Any) -> dict[str, list[bytes] | None]:
@@ -131,7 +153,7 @@ def read_parameters(request: Any) -> str:
 
 def unexpected(error: Exception) -> Any:
     """Write a fault of ours to the log, cut, because a client may be in it; return its response."""
-    print(f"request failed: {error!r:.500}", file=sys.stderr, flush=True)
+    log(f"request failed: {error!r:.500}")
     return error_response(EngineError("the server failed on this request; see its log"))
 
 
@@ -167,8 +189,30 @@ def _integers(name: str, values: list[int]) -> Any:
     return pb_utils.Tensor(name, np.array(values, dtype=np.int32).reshape(-1, 1))
 
 
+def answer(sender: Responder, make: Callable[[], Any], *, last: bool) -> None:
+    """Send what `make` returns; an answer that cannot be made becomes an error, the last one.
+
+    Nothing is raised: a client that cannot be answered is nobody else's fault.
+    """
+    try:
+        try:
+            response = make()
+        except Exception as error:
+            sender.send(unexpected(error), last=True)
+        else:
+            sender.send(response, last=last)
+    except Exception as error:
+        log(f"an answer could not be sent: {error!r:.500}")
+
+
+def until_next_poll(asking_seconds: float) -> float:
+    """How long to wait after all clients were asked for, which took so long."""
+    pause = max(CANCEL_POLL_SECONDS, asking_seconds / CANCEL_POLL_SHARE)
+    return min(pause, LONGEST_CANCEL_POLL_SECONDS)
+
+
 class CancelWatch:
-    """Looks a few times a second whether the clients of open requests are still there.
+    """Looks some times a second whether the clients of open requests are still there.
 
     Asking Triton crosses a process border, so it is kept away from the engine's thread.
     """
@@ -198,15 +242,25 @@ class CancelWatch:
         self._thread.join()
 
     def _loop(self) -> None:
-        while not self._stopping.wait(CANCEL_POLL_SECONDS):
+        pause = CANCEL_POLL_SECONDS
+        while not self._stopping.wait(pause):
             with self._lock:
                 entries = list(self._open.items())
+            start = time.monotonic()
             for ticket, (sender, jobs) in entries:
-                if all(job.finished for job in jobs):
-                    self.remove(ticket)
-                elif sender.is_cancelled():
-                    self.remove(ticket)
-                    self._cancel(jobs)
+                self._look(ticket, sender, jobs)
+            pause = until_next_poll(time.monotonic() - start)
+
+    def _look(self, ticket: object, sender: Responder, jobs: Sequence[Job]) -> None:
+        try:
+            if all(job.finished for job in jobs):
+                self.remove(ticket)
+            elif sender.is_cancelled():
+                self.remove(ticket)
+                self._cancel(jobs)
+        except Exception as error:  # one client that cannot be asked for must not hide the others
+            self.remove(ticket)
+            log_fault(error)
 
 
 class _Replies:
@@ -227,9 +281,8 @@ class _Replies:
     def _loop(self) -> None:
         while (item := self._queue.get()) is not None:
             sender, result = item
-            try:
-                failed = isinstance(result, TritonHFError)
-                response = error_response(result) if failed else text_response(result)
-                sender.send(response, last=True)
-            except Exception as error:  # one answer that cannot be sent must not end the thread
-                print(f"an answer could not be sent: {error!r}", file=sys.stderr, flush=True)
+            answer(sender, functools.partial(_response, result), last=True)
+
+
+def _response(result: list[Answer] | TritonHFError) -> Any:
+    return error_response(result) if isinstance(result, TritonHFError) else text_response(result)

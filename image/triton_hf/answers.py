@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from triton_hf.engine import Engine, Event, Job
-from triton_hf.errors import EngineError, OverloadedError, RequestError, TritonHFError
+from triton_hf.errors import EngineStoppedError, OverloadedError, RequestError, TritonHFError
 from triton_hf.metrics import Metrics
 from triton_hf.requests import parse_conversations, parse_sampling
 
@@ -28,7 +28,7 @@ def error_code(error: TritonHFError) -> str:
     """Name of the code of `pb_utils.TritonError` that stands for an error."""
     if isinstance(error, RequestError):
         return "INVALID_ARG"
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | EngineStoppedError):
         return "UNAVAILABLE"
     return "INTERNAL"
 
@@ -130,8 +130,3 @@ class _Collector:
             complete = self._left == 0
         if complete:
             self._done(self._error or [self._answers[row] for row in range(len(self._texts))])
-
-
-def unavailable(model: str) -> EngineError:
-    """The error of a companion whose model does not answer."""
-    return EngineError(f"model '{model}' is not running; see the log of the server")

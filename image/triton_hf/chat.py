@@ -71,8 +71,12 @@ class TokenDecoder:
         return piece
 
     def flush(self) -> str:
-        """Return what is still held back, when no more tokens come."""
+        """Return what is still held back, when no more tokens come.
+
+        The start of a character whose other bytes never came is dropped: it would show as U+FFFD.
+        """
         whole = self._tokenizer.decode(
             self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return str(whole[len(self._shown) :]) if whole.startswith(self._shown) else ""
+        held = str(whole[len(self._shown) :]) if whole.startswith(self._shown) else ""
+        return held.rstrip("\ufffd")

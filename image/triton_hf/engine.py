@@ -11,19 +11,29 @@ import abc
 import collections
 import dataclasses
 import itertools
-import sys
+import math
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
-from triton_hf.errors import EngineError, OverloadedError, RequestError, TritonHFError
+from triton_hf.errors import (
+    EngineError,
+    EngineStoppedError,
+    OverloadedError,
+    RequestError,
+    TritonHFError,
+)
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.requests import Conversation, Sampling
+from triton_hf.runtime import log, log_fault
 from triton_hf.settings import ModelSettings
 
 IDLE_WAIT_SECONDS = 0.5
+# So many faults without a token in between, and the engine tries itself with no request to blame.
+FAULTS_BEFORE_PROOF = 3
+# Weight of the last answer in the mean time that an answer holds its slot.
+LAST_ANSWER = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +127,7 @@ class Job:
         self.work = work
         self.listener = listener
         self.submitted = time.monotonic()
+        self.admitted: float | None = None
         self.last_token: float | None = None
         self.completion_tokens = 0
         self.cancelled = threading.Event()
@@ -142,20 +153,42 @@ class Engine(abc.ABC):
     """A queue, slots and the thread that works on them.
 
     Promises: a submitted job gets events in order and exactly one last one; the number of
-    running jobs never exceeds `slots`, that of waiting ones never `max_queue`; an exception in a
-    step fails the jobs of that step and the engine goes on with the next.
+    running jobs never exceeds `slots`, that of waiting ones never `max_queue`, and none waits
+    longer than `max_queue_seconds`; an exception in a step fails the jobs of that step and the
+    engine goes on with the next; a listener that raises loses its own job only. An engine that
+    cannot go on fails all jobs, refuses new ones and says so once, to `on_death`.
     """
 
-    def __init__(self, *, settings: ModelSettings, metrics: Metrics, heartbeat: Heartbeat) -> None:
-        """Make an engine that is not started."""
+    def __init__(
+        self,
+        *,
+        settings: ModelSettings,
+        metrics: Metrics,
+        heartbeat: Heartbeat,
+        on_death: Callable[[str], None] | None = None,
+    ) -> None:
+        """Make an engine that is not started.
+
+        Args:
+            settings: Of its model.
+            metrics: Where it counts.
+            heartbeat: Where it shows that it is alive, or why it is not.
+            on_death: Called once on the engine's thread, with the reason, when the engine has
+                ended although nobody stopped it.
+        """
         self.settings = settings
         self._metrics = metrics
         self._heartbeat = heartbeat
+        self._on_death = on_death
         self._changed = threading.Condition()
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: list[Job] = []
         self._numbers = itertools.count()
         self._stopping = False
+        self._death: str | None = None
+        self._faults = 0
+        self._last_fault = ""
+        self._slot_seconds = 0.0
         self._thread: threading.Thread | None = None
 
     # What a subclass says.
@@ -173,8 +206,13 @@ class Engine(abc.ABC):
         """Make the next tokens of all running jobs.
 
         `admitted` are the running jobs that are new. For each token call `_emit`; end a job with
-        `_finish`; call `_sweep` between tokens when one call makes many.
+        `_finish`; call `_sweep` between tokens when one call makes many. A fault that is handled
+        here goes to `_note_fault`.
         """
+
+    @abc.abstractmethod
+    def _prove(self) -> None:
+        """Make a token without a request; raises when that cannot be done any more."""
 
     def _free_slots(self) -> int:
         return self.settings.slots - len(self._running)
@@ -187,7 +225,7 @@ class Engine(abc.ABC):
         self._load()
         self._metrics.ready(slots=self.settings.slots)
         self._heartbeat.beat(state="serving", running=0, waiting=0)
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def encode(self, conversation: Conversation, sampling: Sampling) -> Work:
@@ -222,18 +260,20 @@ class Engine(abc.ABC):
 
         Raises:
             OverloadedError: They do not fit into the free slots and the queue.
-            EngineError: The engine has stopped.
+            EngineStoppedError: The engine has stopped, or ended.
         """
         with self._changed:
+            if self._death is not None:
+                raise EngineStoppedError(self._death)
             if self._stopping:
-                raise EngineError("the model is shutting down")
+                raise _shutting_down()
             in_flight = len(self._waiting) + len(self._running)
             limit = self.settings.slots + self.settings.max_queue
             if in_flight + len(works) > limit:
                 self._metrics.rejected("queue_full", len(works))
                 raise OverloadedError(
                     f"the queue is full: {in_flight} requests in flight and {len(works)} new, "
-                    f"{limit} allowed; try again later"
+                    f"{limit} allowed; {self._when(in_flight + len(works) - limit)}"
                 )
             jobs = [
                 Job(number=next(self._numbers), work=work, listener=listener)
@@ -267,46 +307,108 @@ class Engine(abc.ABC):
 
     # The engine's thread.
 
-    def _loop(self) -> None:
-        while True:
-            admitted = self._admit()
-            if admitted is None:
-                break
-            self._beat()
-            if not self._running:
-                continue
-            try:
-                self._advance(admitted)
-            except Exception:
-                traceback.print_exc(file=sys.stderr)
-                self._fail_running(EngineError("the engine failed on this request"))
-        self._fail_all(EngineError("the model is shutting down"))
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # whatever it is, this engine makes no more tokens
+            self._die(error)
+        else:
+            self._fail_all(_shutting_down())
 
-    def _admit(self) -> list[Job] | None:
-        """Move waiting jobs to free slots; wait when there is nothing to do; None = stop."""
+    def _loop(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._turn()
+            except Exception as error:
+                self._note_fault(error)
+                self._fail_running(EngineError("the engine failed on this request"))
+            if self._faults >= FAULTS_BEFORE_PROOF:
+                self._test_itself()
+
+    def _wait_for_work(self) -> bool:
+        """Wait while there is nothing to do, but not for long; False when the engine stops."""
         with self._changed:
             if not (self._running or self._waiting or self._stopping):
                 self._changed.wait(IDLE_WAIT_SECONDS)
-            if self._stopping:
-                return None
-            admitted = []
-            for _ in range(min(self._free_slots(), len(self._waiting))):
-                admitted.append(self._waiting.popleft())
-            now = time.monotonic()
-            for job in admitted:
-                self._metrics.admitted(now - job.submitted)
-            self._running.extend(admitted)
-            self._publish()
+            return not self._stopping
+
+    def _turn(self) -> None:
+        admitted = self._admit()
         self._sweep()
-        return [job for job in admitted if not job.finished]
+        if self._running:
+            self._advance([job for job in admitted if not job.finished])
+
+    def _admit(self) -> list[Job]:
+        """Move waiting jobs to free slots."""
+        self._expire()
+        admitted = []
+        with self._changed:
+            now = time.monotonic()
+            for _ in range(min(self._free_slots(), len(self._waiting))):
+                job = self._waiting.popleft()
+                self._running.append(job)
+                admitted.append(job)
+                job.admitted = now
+                self._metrics.admitted(now - job.submitted)
+            self._publish()
+        return admitted
 
     def _sweep(self) -> None:
-        """End cancelled jobs, running or waiting, and keep the heartbeat and gauges fresh."""
+        """End cancelled jobs, and those that waited too long; keep heartbeat and gauges fresh."""
         with self._changed:
             gone = [job for job in (*self._running, *self._waiting) if job.cancelled.is_set()]
         for job in gone:
             self._finish(job, "cancelled")
+        self._expire()
         self._beat()
+
+    def _expire(self) -> None:
+        """Refuse the jobs that have waited longer than `max_queue_seconds`."""
+        limit = self.settings.max_queue_seconds
+        if not limit:
+            return
+        with self._changed:
+            oldest = time.monotonic() - limit
+            late = [job for job in self._waiting if job.submitted < oldest]
+            when = self._when(len(self._waiting))
+        for job in late:
+            text = f"no slot became free within {limit:g} s ('max_queue_seconds'); {when}"
+            self._refuse(job, OverloadedError(text))
+
+    def _test_itself(self) -> None:
+        """Go on when what failed was the requests, raise when it is the engine.
+
+        Raises:
+            EngineError: The engine fails without a request, too.
+        """
+        try:
+            self._sweep()
+            self._prove()
+        except Exception as error:
+            raise EngineError(
+                f"{self._faults} faults without a token in between, and none can be made without "
+                f"a request either; the last one was {self._last_fault}"
+            ) from error
+        self._faults = 0
+
+    def _note_fault(self, error: Exception) -> None:
+        """Write a fault to the log, and count it until a token is made."""
+        self._faults += 1
+        self._last_fault = _in_short(error)
+        log_fault(error)
+
+    def _die(self, error: BaseException) -> None:
+        """Take no more work, fail what is there, and say why."""
+        reason = f"the engine has ended: {_in_short(error)}"
+        with self._changed:
+            self._death = reason
+        try:
+            log_fault(error)
+            self._heartbeat.fail(reason)
+            self._fail_all(EngineStoppedError(reason))
+        finally:
+            if self._on_death is not None:
+                self._on_death(reason)
 
     def _beat(self) -> None:
         with self._changed:
@@ -324,35 +426,58 @@ class Engine(abc.ABC):
         else:
             self._metrics.next_token(now - job.last_token)
         job.last_token = now
+        self._faults = 0
         shown = job.assembler.push(piece)
         if job.assembler.stopped:
             self._finish(job, "stop", text=shown)
         elif job.completion_tokens >= job.work.max_tokens:
             self._finish(job, "length", text=shown + job.assembler.flush())
         elif shown:
-            job.listener(Event(text=shown, completion_tokens=job.completion_tokens))
+            self._tell(job, Event(text=shown, completion_tokens=job.completion_tokens))
 
     def _finish(self, job: Job, reason: str, *, text: str = "") -> None:
         """Free the job's place, then send its last event."""
         if not self._release(job):
             return
+        now = time.monotonic()
+        if reason != "cancelled":
+            self._faults = 0
+            self._note_answer(now - (job.admitted or now))
         if reason == "stop" and not job.assembler.stopped:
             text += job.assembler.flush()
         self._metrics.finished(
             reason,
-            duration=time.monotonic() - job.submitted,
+            duration=now - job.submitted,
             prompt_tokens=job.work.prompt_tokens,
             completion_tokens=job.completion_tokens,
         )
-        job.listener(
-            Event(text=text, completion_tokens=job.completion_tokens, finish_reason=reason)
+        self._tell(
+            job, Event(text=text, completion_tokens=job.completion_tokens, finish_reason=reason)
         )
 
     def _fail(self, job: Job, error: TritonHFError) -> None:
-        if not self._release(job):
-            return
-        self._metrics.failed(completion_tokens=job.completion_tokens)
-        job.listener(Event(text="", completion_tokens=job.completion_tokens, error=error))
+        if self._release(job):
+            self._metrics.failed(completion_tokens=job.completion_tokens)
+            self._tell_error(job, error)
+
+    def _refuse(self, job: Job, error: OverloadedError) -> None:
+        """End a job that never got a slot."""
+        if self._release(job):
+            self._metrics.rejected("queue_deadline")
+            self._tell_error(job, error)
+
+    def _tell_error(self, job: Job, error: TritonHFError) -> None:
+        self._tell(job, Event(text="", completion_tokens=job.completion_tokens, error=error))
+
+    def _tell(self, job: Job, event: Event) -> None:
+        """Send news of a job; a listener that raises loses this job, and no other one knows."""
+        try:
+            job.listener(event)
+        except Exception as error:
+            log("an answer could not be passed on; its request is dropped")
+            log_fault(error)
+            if not event.last:
+                self._fail(job, EngineError("the server could not pass on this answer"))
 
     def _release(self, job: Job) -> bool:
         with self._changed:
@@ -386,3 +511,25 @@ class Engine(abc.ABC):
     def _publish(self) -> None:
         state = self._state()
         self._metrics.queue(running=state.running, waiting=state.waiting, kv_usage=state.kv_usage)
+
+    def _note_answer(self, seconds: float) -> None:
+        """Keep the mean time that an answer holds its slot."""
+        mean = self._slot_seconds or seconds
+        self._slot_seconds = mean + LAST_ANSWER * (seconds - mean)
+
+    def _when(self, places: int) -> str:
+        """Say in how many seconds so many places are likely to be free."""
+        seconds = places * self._slot_seconds / self.settings.slots
+        return f"try again in {max(1, math.ceil(seconds))} s"
+
+
+def _shutting_down() -> EngineStoppedError:
+    return EngineStoppedError("the model is shutting down")
+
+
+def _in_short(error: BaseException) -> str:
+    """Kind and first line of an error that may have many."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, TritonHFError):
+        return first
+    return f"{type(error).__name__}: {first:.300}" if first else type(error).__name__

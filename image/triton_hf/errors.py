@@ -19,6 +19,9 @@ EXIT_CODES = {
     EXIT_HUB: "the Hub cannot be reached or fails",
     EXIT_TIMEOUT: "waited too long",
 }
+# What run_server.sh returns when the engine of a model has ended, and a model's process that has no
+# tritonserver to end (EX_SOFTWARE of sysexits.h).
+EXIT_ENGINE = 70
 
 
 class TritonHFError(Exception):
@@ -39,6 +42,10 @@ class OverloadedError(TritonHFError):
 
 class EngineError(TritonHFError):
     """The engine could not answer a request that was right."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine takes no more requests, this one neither; another server may."""
 
 
 class StoreError(TritonHFError):

@@ -12,9 +12,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from triton_hf.runtime import log_fault
+
 PUBLISH_SECONDS = 0.25
 FINISH_REASONS = ("stop", "length")
-REJECT_REASONS = ("invalid", "queue_full")
+REJECT_REASONS = ("invalid", "queue_full", "queue_deadline")
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STEP = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -74,7 +76,7 @@ FAMILIES = (
     Family(
         name="triton_hf_requests_rejected_total",
         kind="counter",
-        help="Requests refused before they were queued, by reason",
+        help="Requests refused before they got a slot, by reason",
         label="reason",
         values=REJECT_REASONS,
     ),
@@ -181,7 +183,7 @@ class Metrics:
         self._count("triton_hf_requests_failed_total", 1)
 
     def rejected(self, reason: str, requests: int = 1) -> None:
-        """Requests were refused: `invalid` or `queue_full`."""
+        """Requests were refused, for one of `REJECT_REASONS`."""
         self._count("triton_hf_requests_rejected_total", requests, reason)
 
     def drain(self) -> tuple[dict[Key, float], dict[Key, float], list[tuple[str, float]]]:
@@ -191,6 +193,13 @@ class Metrics:
             counts, self._counts = self._counts, {}
             observations, self._observations = self._observations, []
         return gauges, counts, observations
+
+    def put_back(self, gauges: Mapping[Key, float], counts: Mapping[Key, float]) -> None:
+        """Take back what could not be carried over; a gauge that has moved since stays."""
+        with self._lock:
+            self._gauges = {**gauges, **self._gauges}
+            for key, amount in counts.items():
+                self._counts[key] = self._counts.get(key, 0.0) + amount
 
     def _set(self, name: str, value: float) -> None:
         with self._lock:
@@ -256,12 +265,48 @@ class TritonPublisher:
             self._copy()
 
     def _copy(self) -> None:
+        """Carry over what is new.
+
+        What Triton does not take is written to the log; gauges and counts wait for the next time,
+        an observation is lost.
+        """
         gauges, counts, observations = self._metrics.drain()
-        for key, value in gauges.items():
-            if key not in self._series:
-                self._register(next(family for family in FAMILIES if family.name == key[0]))
-            self._series[key].set(value)
-        for key, value in counts.items():
-            self._series[key].increment(value)
+        faults = _Faults()
+        for key in list(gauges):
+            with faults:
+                self._series_of(key).set(gauges[key])
+                del gauges[key]
+        for key in list(counts):
+            with faults:
+                self._series[key].increment(counts[key])
+                del counts[key]
         for name, value in observations:
-            self._series[name, None].observe(value)
+            with faults:
+                self._series[name, None].observe(value)
+        self._metrics.put_back(gauges, counts)
+        faults.report()
+
+    def _series_of(self, key: Key) -> Any:
+        if key not in self._series:
+            self._register(next(family for family in FAMILIES if family.name == key[0]))
+        return self._series[key]
+
+
+class _Faults:
+    """Remembers what went wrong in some blocks, so that each block stands for itself."""
+
+    def __init__(self) -> None:
+        self._first: Exception | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, Exception):
+            self._first = self._first or error
+            return True
+        return False
+
+    def report(self) -> None:
+        if self._first is not None:
+            log_fault(self._first)

@@ -8,6 +8,7 @@ read the heartbeat files that models and their streaming companions write, idle 
   live            Triton answers, every model's process lives, and none has been silent for longer
                   than TRITON_HF_STALE_SECONDS (default 60)
 
+A model whose engine has ended says so in its heartbeat, and all three repeat its reason at once.
 A model that hangs leaves the rotation first and is restarted later: a long prefill is silent, too,
 and comes back by itself.
 """
@@ -41,16 +42,13 @@ def probe_command(arguments: list[str]) -> int:
 
 def find_problem(kind: str) -> str | None:
     """Return what is wrong, as one sentence, or None."""
-    path = "/v2/health/live" if kind == "live" else "/v2/health/ready"
-    problem = _ask(path)
-    if problem is not None:
-        return problem
     root = Path(os.environ.get("TRITON_HF_RUNTIME_DIR") or "/tmp/triton_hf")  # noqa: S108
+    # Models first: they know why the server is not ready, or about to end.
     for file in sorted((root / "health").glob("*.json")):
         problem = _model_problem(file, kind)
         if problem is not None:
             return problem
-    return None
+    return _ask("/v2/health/live" if kind == "live" else "/v2/health/ready")
 
 
 def _ask(path: str) -> str | None:
@@ -74,8 +72,11 @@ def _model_problem(file: Path, kind: str) -> str | None:
     model = file.stem
     try:
         beat = json.loads(file.read_text("utf-8"))
-        pid, silent = int(beat["pid"]), time.monotonic() - float(beat["monotonic"])
-        state, queued = beat["state"], int(beat["running"]) + int(beat["waiting"])
+        pid, state = int(beat["pid"]), beat["state"]
+        if state == "failed":
+            return f"model '{model}': {beat['reason']}"
+        silent = time.monotonic() - float(beat["monotonic"])
+        queued = int(beat["running"]) + int(beat["waiting"])
     except FileNotFoundError:
         return None  # the model was unloaded between the listing and now
     except (OSError, ValueError, KeyError, TypeError) as error:

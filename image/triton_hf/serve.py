@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from triton_hf.embedded import Ports, free_ports, is_ready, prepare, progress, stop_group
-from triton_hf.errors import TritonHFError
+from triton_hf.errors import EXIT_ENGINE, TritonHFError
 
 STILL_LOADING_SECONDS = 8
 
 
 def main() -> int:
-    """Serve until Ctrl-C or SIGTERM; return the exit status."""
+    """Serve until Ctrl-C or SIGTERM; return the exit status, `EXIT_ENGINE` for a lost engine."""
     parser = argparse.ArgumentParser(prog="triton_hf.serve", description=__doc__)
     parser.add_argument("--port", type=int, default=80, help="HTTP port (80)")
     parser.add_argument("--grpc-port", type=int, help="default: 8001, or a free one")
@@ -42,6 +42,7 @@ def _serve(options: argparse.Namespace) -> int:
         metrics=options.metrics_port or _free_or(8002, spare.metrics),
     )
     runtime = Path(tempfile.mkdtemp(prefix="triton-hf-"))
+    last_words = runtime / "termination-log"
     arguments = [f"--model-repository={options.model_repository}", "--model-control-mode=explicit"]
     arguments += [f"--load-model={model}" for model in options.models]
     arguments += ["--allow-sagemaker=false", "--allow-vertex-ai=false", "--exit-timeout-secs=10"]
@@ -57,13 +58,15 @@ def _serve(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         command, environment = prepare(arguments=arguments, ports=ports, runtime=runtime)
+        environment["TERMINATION_LOG"] = str(last_words)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         _announce(process, ports, options.models, lambda: stopped)
         while process.poll() is None and not stopped:
             time.sleep(0.2)
         if not stopped:
-            progress("run_server: tritonserver ended by itself; its log is above")
-            return stop_group(process) or 1
+            said = last_words.read_text("utf-8").strip() if last_words.exists() else ""
+            progress(f"run_server: tritonserver ended by itself: {said or 'its log is above'}")
+            return stop_group(process) or EXIT_ENGINE
         progress("run_server: stopping")
         stop_group(process)
         return 0

@@ -51,6 +51,8 @@ class ModelSettings:
             smaller and faster to read.
         slots: How many requests the engine works on at the same time.
         max_queue: How many more may wait; the next one is refused.
+        max_queue_seconds: How long one may wait before it is refused, too; 0 is for ever. Below
+            the 60 s after which gateways usually give up, so that the reason reaches the client.
         max_prompt_tokens: Longest prompt in tokens, after the chat template.
         max_total_tokens: Longest prompt plus answer in tokens.
         stream_events: Most events a second that all streams of the model send together while more
@@ -68,6 +70,7 @@ class ModelSettings:
     weights: str = "auto"
     slots: int = 8
     max_queue: int = 64
+    max_queue_seconds: float = 50.0
     max_prompt_tokens: int = 1024
     max_total_tokens: int = 2048
     stream_events: int | None = None
@@ -142,6 +145,7 @@ _COMMON: dict[str, Callable[[str, str], Any]] = {
     "engine": _Choice(values=ENGINES),
     "slots": _Integer(low=1, high=4096),
     "max_queue": _Integer(low=0, high=1_000_000),
+    "max_queue_seconds": _Number(low=0.0, high=86_400.0),
     "max_prompt_tokens": _Integer(low=1, high=_MAX_TOKENS),
     "max_total_tokens": _Integer(low=2, high=_MAX_TOKENS),
     "stream_events": _Integer(low=0, high=1_000_000),

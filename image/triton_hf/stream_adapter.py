@@ -6,11 +6,12 @@ that holds no weights: it passes requests to M's process and sends M's tokens as
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import queue
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -20,18 +21,20 @@ from triton_hf import wire
 from triton_hf.adapter import (
     CANCEL_POLL_SECONDS,
     FINAL,
+    answer,
     coded_error,
     read_inputs,
     read_parameters,
     text_response,
     unexpected,
+    until_next_poll,
 )
 from triton_hf.answers import Answer
 from triton_hf.errors import RequestError
 from triton_hf.health import Heartbeat, heartbeat_path
 from triton_hf.requests import wants_stream
 from triton_hf.responder import Responder
-from triton_hf.runtime import socket_path
+from triton_hf.runtime import log_fault, socket_path
 
 SENDER_THREADS = 4
 
@@ -100,10 +103,16 @@ class StreamModel:
             return self._link
 
     def _watch_clients(self) -> None:
-        while not self._stopping.wait(CANCEL_POLL_SECONDS):
-            self._beat()
-            if self._link is not None:
-                self._link.cancel_abandoned()
+        pause = CANCEL_POLL_SECONDS
+        while not self._stopping.wait(pause):
+            start = time.monotonic()
+            try:
+                self._beat()
+                if self._link is not None:
+                    self._link.cancel_abandoned()
+            except Exception as error:  # a watch that ends would look like a hang
+                log_fault(error)
+            pause = until_next_poll(time.monotonic() - start)
 
     def _beat(self) -> None:
         running = 0 if self._link is None else self._link.open_requests
@@ -140,7 +149,7 @@ class _Link:
         with self._lock:
             entries = list(self._open.items())
         for number, sender in entries:
-            if sender.is_cancelled():
+            if _has_left(sender):
                 # A message of its own: it must not replace a submission that still waits.
                 self._outbox.put({"id": -1 - number, "cancel": {"id": number}})
 
@@ -149,20 +158,29 @@ class _Link:
         self._break()
 
     def _read(self) -> None:
-        for message in wire.read_messages(self._connection):
-            number = message["id"]
-            with self._lock:
-                sender = self._open.get(number)
-                if wire.is_last(message):
-                    self._open.pop(number, None)
-            if sender is not None:
-                self._senders[number % len(self._senders)].put(sender, message)
-        self._break()
+        try:
+            for message in wire.read_messages(self._connection):
+                self._receive(message)
+        except Exception as error:  # nothing behind a broken message can be trusted
+            log_fault(error)
+        finally:
+            self._break()
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        number = message["id"]
+        with self._lock:
+            sender = self._open.get(number)
+            if wire.is_last(message):
+                self._open.pop(number, None)
+        if sender is not None:
+            self._senders[number % len(self._senders)].put(sender, message)
 
     def _break(self) -> None:
         with self._lock:
             self.broken = True
             left, self._open = self._open, {}
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # ends the reading thread, too
         self._connection.close()
         text = f"model '{self._model}' stopped while it was answering; see the log of the server"
         for number, sender in left.items():
@@ -206,16 +224,25 @@ class _Sender:
 
 
 def _send(sender: Responder, message: dict[str, Any]) -> None:
+    answer(sender, functools.partial(_response, message), last=wire.is_last(message))
+
+
+def _response(message: dict[str, Any]) -> Any:
+    if "error" in message:
+        return coded_error(message["error"], message["code"])
+    tokens = Answer(
+        text=message["text"],
+        finish_reason=message.get("finish_reason", ""),
+        prompt_tokens=message["prompt_tokens"],
+        completion_tokens=message["completion_tokens"],
+    )
+    return text_response([tokens])
+
+
+def _has_left(sender: Responder) -> bool:
+    """Whether a client has gone away; one that cannot be asked for counts as there."""
     try:
-        if "error" in message:
-            sender.send(coded_error(message["error"], message["code"]), last=True)
-            return
-        answer = Answer(
-            text=message["text"],
-            finish_reason=message.get("finish_reason", ""),
-            prompt_tokens=message["prompt_tokens"],
-            completion_tokens=message["completion_tokens"],
-        )
-        sender.send(text_response([answer]), last=wire.is_last(message))
-    except Exception as error:  # one answer that cannot be sent must not end the thread
-        print(f"an answer could not be sent: {error!r}", file=sys.stderr, flush=True)
+        return sender.is_cancelled()
+    except Exception as error:
+        log_fault(error)
+        return False

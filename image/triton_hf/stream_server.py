@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +14,13 @@ from triton_hf.answers import Service, error_code
 from triton_hf.cpu import usable_cores
 from triton_hf.engine import Event, Job
 from triton_hf.errors import EngineError, TritonHFError
-from triton_hf.runtime import socket_path
+from triton_hf.runtime import log, log_fault, socket_path
 from triton_hf.settings import ModelSettings
 
 # An event takes a third of a millisecond of a core on its way through two processes and Triton.
 EVENTS_PER_CORE = 100
 POLL_SECONDS = 0.05
+ACCEPT_PAUSE_SECONDS = 0.5
 
 
 def events_per_second(settings: ModelSettings) -> float:
@@ -53,6 +53,7 @@ class StreamServer:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connections: set[socket.socket] = set()
         self._sessions: set[_Session] = set()
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Bind the socket and accept in a thread."""
@@ -68,6 +69,7 @@ class StreamServer:
 
         Triton does not count an open stream as in flight when it unloads its models.
         """
+        self._stopping.set()
         self._path.unlink(missing_ok=True)
         sessions = list(self._sessions)
         while any(session.busy for session in sessions):
@@ -83,12 +85,15 @@ class StreamServer:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._connections.add(connection)
-            threading.Thread(
-                target=self._serve, args=(connection,), name="stream-read", daemon=True
-            ).start()
+                self._connections.add(connection)
+                threading.Thread(
+                    target=self._serve, args=(connection,), name="stream-read", daemon=True
+                ).start()
+            except (OSError, RuntimeError) as error:
+                if self._stopping.wait(ACCEPT_PAUSE_SECONDS):
+                    return
+                # Too many files or threads, for example: the companion tries again, and so do we.
+                log_fault(error)
 
     def _serve(self, connection: socket.socket) -> None:
         session = _Session(connection, self._service, self._events_per_second)
@@ -96,6 +101,8 @@ class StreamServer:
         try:
             for message in wire.read_messages(connection):
                 session.handle(message)
+        except Exception as error:  # the companion sees its connection end, and makes a new one
+            log_fault(error)
         finally:
             session.close()
             self._sessions.discard(session)
@@ -109,11 +116,12 @@ class _Session:
     def __init__(
         self, connection: socket.socket, service: Service, events_per_second: float
     ) -> None:
+        self._connection = connection
         self._service = service
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}
         self._outbox = wire.Outbox(
-            connection, on_broken=self._cancel_all, messages_per_second=events_per_second
+            connection, on_broken=self._break, messages_per_second=events_per_second
         )
 
     @property
@@ -135,7 +143,7 @@ class _Session:
         except TritonHFError as error:
             self._send_error(number, error)
         except Exception as error:  # a fault of ours must not end the other streams
-            print(f"stream request failed: {error!r}", file=sys.stderr, flush=True)
+            log(f"stream request failed: {error!r:.500}")
             self._send_error(number, EngineError("the server failed on this request"))
 
     def close(self) -> None:
@@ -165,6 +173,12 @@ class _Session:
 
     def _send_error(self, number: int, error: TritonHFError) -> None:
         self._outbox.put({"id": number, "error": str(error), "code": error_code(error)})
+
+    def _break(self) -> None:
+        """Let the companion see that nothing more comes over this connection."""
+        self._cancel_all()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def _cancel_all(self) -> None:
         with self._lock:

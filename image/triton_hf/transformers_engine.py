@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from triton_hf.engine import Engine, Job
 from triton_hf.errors import EngineError, SettingsError
 from triton_hf.model_files import LOCAL, ModelFiles, load_tokenizer
 from triton_hf.requests import Conversation
+from triton_hf.runtime import log_fault
 from triton_hf.settings import ModelSettings
 from triton_hf.store import locate_weights
 
@@ -116,12 +116,27 @@ class TransformersEngine(Engine):
         import torch
 
         for job in admitted:
-            self._reading.append(_Row(job, self._chat.decoder()))
+            self._begin(job)
         with torch.inference_mode():
             if self._mixes and self._reading and self._advance_together():
                 return
             self._read_prompts()
             self._step()
+
+    def _begin(self, job: Job) -> None:
+        try:
+            self._reading.append(_Row(job, self._chat.decoder()))
+        except Exception as error:
+            self._note_fault(error)
+            self._fail(job, _failure())
+
+    def _prove(self) -> None:
+        import torch
+
+        if self._rows:
+            return  # rows that failed are gone; these have just made tokens
+        with torch.inference_mode():
+            self._runner.check()
 
     def _advance_together(self) -> bool:
         """Read chunks of prompts and step the rows at once; False when the runner cannot.
@@ -133,8 +148,8 @@ class TransformersEngine(Engine):
             logits = self._runner.advance(
                 [row.token for row in self._rows], [(row.sequence, chunk) for row, chunk in parts]
             )
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
+        except Exception as error:
+            log_fault(error)
             return False
         for row, chunk in parts:
             row.read += len(chunk)
@@ -170,8 +185,8 @@ class TransformersEngine(Engine):
             return
         try:
             tokens = self._choose(logits, [rows[index].sampling for index in ready])
-        except Exception:
-            self._fail_batch()
+        except Exception as error:
+            self._fail_batch(error)
             for row in rows:
                 self._fail(row.job, _failure())
             return
@@ -194,8 +209,8 @@ class TransformersEngine(Engine):
             left -= len(chunk)
             try:
                 self._read(row, chunk)
-            except Exception:
-                self._fail_row(row)
+            except Exception as error:
+                self._fail_row(row, error)
             if row.complete or row.job.finished:
                 self._reading.pop(0)
                 self._join(row)
@@ -217,8 +232,8 @@ class TransformersEngine(Engine):
         self._rows.append(row)
         try:
             self._runner.join(sequence)
-        except Exception:
-            self._fail_batch()
+        except Exception as error:
+            self._fail_batch(error)
 
     def _step(self) -> None:
         """Make the next token of each row of the batch."""
@@ -227,27 +242,27 @@ class TransformersEngine(Engine):
         try:
             logits = self._runner.step([row.token for row in self._rows])
             tokens = self._choose(logits, [row.sampling for row in self._rows])
-        except Exception:
-            self._fail_batch()
+        except Exception as error:
+            self._fail_batch(error)
             return
         for row, token in zip(self._rows, tokens, strict=True):
             self._push(row, token)
         self._drop_finished()
 
-    def _fail_batch(self) -> None:
+    def _fail_batch(self, error: Exception) -> None:
         """Fail all rows: whose fault it was is not known, and the cache may be half written."""
-        self._runner.clear()
         failed, self._rows = self._rows, []
-        traceback.print_exc(file=sys.stderr)
+        self._note_fault(error)
         for row in failed:
             self._fail(row.job, _failure())
+        self._runner.clear()
 
     def _push(self, row: _Row, token: int | None) -> None:
         """Pass one token of a row on, or end the row; whatever happens is this row's alone."""
         try:
             self._pass_on(row, token)
-        except Exception:
-            self._fail_row(row)
+        except Exception as error:
+            self._fail_row(row, error)
 
     def _pass_on(self, row: _Row, token: int | None) -> None:
         job = row.job
@@ -263,8 +278,8 @@ class TransformersEngine(Engine):
             piece += row.decoder.flush()
         self._emit(job, piece)
 
-    def _fail_row(self, row: _Row) -> None:
-        traceback.print_exc(file=sys.stderr)
+    def _fail_row(self, row: _Row, error: Exception) -> None:
+        self._note_fault(error)
         self._fail(row.job, _failure())
 
     def _drop_finished(self) -> None:
@@ -272,13 +287,19 @@ class TransformersEngine(Engine):
         import torch
 
         self._reading = [row for row in self._reading if not row.job.finished]
-        with torch.inference_mode():
-            for index in reversed(range(len(self._rows))):
-                if self._rows[index].job.finished:
-                    self._runner.leave(index)
-                    last = self._rows.pop()  # it has the number of the row that left now
-                    if index < len(self._rows):
-                        self._rows[index] = last
+        try:
+            with torch.inference_mode():
+                for index in reversed(range(len(self._rows))):
+                    if self._rows[index].job.finished:
+                        self._leave(index)
+        except Exception as error:
+            self._fail_batch(error)
+
+    def _leave(self, index: int) -> None:
+        self._runner.leave(index)
+        last = self._rows.pop()  # it has the number of the row that left now
+        if index < len(self._rows):
+            self._rows[index] = last
 
 
 class _Row:
@@ -325,8 +346,8 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("parameter 'device' is cuda, but torch sees no NVIDIA GPU here")
-    if device == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
+    # Also beside a GPU: torch would start a thread for each core of the node, whatever the quota.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
         tokenizer = load_tokenizer(folder)

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from triton_hf.runtime import log_fault
+
 Message = dict[str, Any]
 FEW = 4  # open answers up to which every token goes at once
 
@@ -66,12 +68,8 @@ class Outbox:
         with self._changed:
             known = self._pending.get(number)
             self._pending[number] = merge(known, message) if known else message
-            if number not in self._open or is_last(message):
-                self._urgent.add(number)
-            if is_last(message):
-                self._open.discard(number)
-            else:
-                self._open.add(number)
+            if self._pace:
+                self._note(number, last=is_last(message))
             self._changed.notify()
 
     def close(self) -> None:
@@ -82,16 +80,27 @@ class Outbox:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def _note(self, number: int, *, last: bool) -> None:
+        """Keep account of the open answers; without a pace nothing asks for it. Holds the lock."""
+        if number not in self._open or last:
+            self._urgent.add(number)
+        if last:
+            self._open.discard(number)
+        else:
+            self._open.add(number)
+
     def _loop(self) -> None:
         while True:
             with self._changed:
                 taken = self._take()
             if not taken:
                 return
-            lines = "".join(f"{json.dumps(message)}\n" for message in taken)
             try:
+                lines = "".join(f"{json.dumps(message)}\n" for message in taken)
                 self._connection.sendall(lines.encode())
-            except OSError:
+            except Exception as error:  # what was taken is lost, and with it the order
+                if not isinstance(error, OSError):
+                    log_fault(error)
                 self._on_broken()
                 return
 

@@ -229,3 +229,74 @@ def test_a_model_that_cannot_be_loaded_leaves_its_reason_as_the_last_words_of_th
     said = words.read_text()
     assert said.startswith("model 'm': parameter 'slots' must be"), said
     assert len(said.splitlines()) == 1
+
+
+BREAKABLE = '''"""A simulated model whose device breaks for good when a request says so."""
+
+from triton_hf.adapter import TextModel as TritonPythonModel  # noqa: F401
+from triton_hf.simulated_engine import SimulatedEngine
+
+whole = SimulatedEngine._advance
+
+
+def check(self):
+    if getattr(self, "broken", False):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def advance(self, admitted):
+    self.broken = getattr(self, "broken", False) or any(
+        "break" in job.work.conversation[-1].content for job in admitted
+    )
+    check(self)
+    whole(self, admitted)
+
+
+SimulatedEngine._advance = advance
+SimulatedEngine._prove = check
+'''
+
+
+def test_an_engine_that_cannot_go_on_ends_the_server_and_its_peers_finish(
+    tmp_path: Path,
+) -> None:
+    parameters = {"slots": "2", "inter_token_ms": "20", "max_tokens": "150"}
+    for name in ("m", "peer"):
+        spec = ModelSpec(name=name, engine="simulated", parameters=parameters)
+        folder = write_model(tmp_path / "models", spec)
+        if name == "m":
+            (folder / "1" / "model.py").write_text(BREAKABLE)
+    words = tmp_path / "termination-log"
+    words.touch()
+    arguments = [f"--model-repository={tmp_path / 'models'}"]
+    with running_server(
+        arguments=arguments, workdir=tmp_path, environment={"TERMINATION_LOG": str(words)}
+    ) as server:
+        client = Client(server)
+        lost = client.open_stream("m", user_message="a", max_tokens=1500).events()
+        next(lost)
+        peer = client.open_stream("peer", user_message="a").events()
+        next(peer)
+        answers = [client.infer("m", user_message=[text]) for text in ("break", "b", "c")]
+        assert [status for status, _ in answers] == [500] * 3, answers
+        assert "the engine failed on this request" in list(lost)[-1]["error"]
+        said = eventually(lambda: words.read_text() or False)
+        assert said.startswith("model 'm': the engine has ended: 3 faults without a token")
+        assert "CUDA error: an illegal memory access was encountered" in said
+        for kind in ("ready", "live"):
+            assert run_probe(server, kind) == (1, f"triton-hf probe {kind}: {said}")
+        assert [event["completion_tokens"] for event in peer][-1] == 150
+        assert server.process.wait(30) == 0
+
+
+def test_a_disk_that_is_full_ends_no_engine_and_stops_no_heart(server: Server) -> None:
+    health = server.runtime / "health"
+    for model in ("m", "m_stream"):
+        (health / f"{model}.partial").unlink(missing_ok=True)
+        (health / f"{model}.partial").symlink_to("/dev/full")
+    before = json.loads((health / "m.json").read_text())["monotonic"]
+    events = Client(server).stream("m", user_message="a", max_tokens=5)
+    assert events[-1]["completion_tokens"] == 5
+    eventually(lambda: json.loads((health / "m.json").read_text())["monotonic"] > before + 3)
+    assert run_probe(server, "live", stale=3) == (0, "")
+    assert server.output().count("cannot be written as usual: [Errno 28]") == 2

@@ -1,15 +1,19 @@
-"""The engine's promises: order, slots, queue, cancellation, metrics."""
+"""The engine's promises: order, slots, queue, cancellation, faults, metrics."""
 
 from __future__ import annotations
 
+import json
 import queue
-from collections.abc import Iterator
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from triton_hf.engine import Event, Job, TextAssembler
-from triton_hf.errors import EngineError, OverloadedError, RequestError
+from triton_hf.engine import FAULTS_BEFORE_PROOF, Event, Job, TextAssembler
+from triton_hf.errors import EngineError, EngineStoppedError, OverloadedError, RequestError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.requests import Message, Sampling
@@ -28,9 +32,7 @@ class Client:
         self.events: queue.Queue[Event] = queue.Queue()
 
     def ask(self, text: str = "a b c", **sampling: object) -> Job:
-        values = Sampling(**sampling)  # type: ignore[arg-type]
-        work = self.engine.encode((Message(role="user", content=text),), values)
-        return self.engine.submit([work], [self.events.put])[0]
+        return submit(self.engine, self.events.put, text, **sampling)
 
     def answer(self) -> tuple[str, Event]:
         text = ""
@@ -41,16 +43,28 @@ class Client:
                 return text, event
 
 
+def submit(
+    engine: SimulatedEngine,
+    listener: Callable[[Event], None],
+    text: str = "a b c",
+    **sampling: object,
+) -> Job:
+    values = Sampling(**sampling)  # type: ignore[arg-type]
+    work = engine.encode((Message(role="user", content=text),), values)
+    return engine.submit([work], [listener])[0]
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[object]:
     engines = []
 
-    def build(**settings: object) -> SimulatedEngine:
+    def build(on_death: Callable[[str], None] | None = None, **settings: object) -> SimulatedEngine:
         values = {"engine": "simulated", "simulated": FAST, **settings}
         engine = SimulatedEngine(
             settings=ModelSettings(**values),  # type: ignore[arg-type]
             metrics=Metrics(),
             heartbeat=Heartbeat(tmp_path / f"{len(engines)}.json"),
+            on_death=on_death,
         )
         engine.start()
         engines.append(engine)
@@ -149,8 +163,8 @@ def test_stopping_fails_what_is_left_and_refuses_what_comes(make) -> None:
     client = Client(engine)
     client.ask()
     engine.stop()
-    assert isinstance(client.answer()[1].error, EngineError)
-    with pytest.raises(EngineError, match="shutting down"):
+    assert isinstance(client.answer()[1].error, EngineStoppedError)
+    with pytest.raises(EngineStoppedError, match="shutting down"):
         client.ask()
 
 
@@ -170,6 +184,203 @@ def test_an_exception_in_a_step_fails_its_jobs_and_the_engine_goes_on(make, monk
     assert client.answer()[0] == "a b"
 
 
+def always(error: BaseException) -> Callable[..., Any]:
+    def raising(*_: object) -> Any:
+        raise error
+
+    return raising
+
+
+def test_a_listener_that_raises_loses_its_own_request_only(make) -> None:
+    engine = make(slots=4)
+    client = Client(engine)
+    heard: list[Event] = []
+
+    def deaf(event: Event) -> None:
+        heard.append(event)
+        if not event.last:
+            raise BrokenPipeError
+
+    for listener in (always(BrokenPipeError()), deaf):
+        submit(engine, listener, max_tokens=20)
+    cut = submit(engine, always(MemoryError()), max_tokens=1000)
+    cut.cancel()
+    client.ask("a b c", max_tokens=30)
+    assert client.answer()[0] == " ".join(["a b c"] * 10)
+    assert "could not pass on" in str(heard[-1].error)
+    assert len(heard) == 2
+    eventually(lambda: engine.state().running == 0)
+    client.ask(max_tokens=2)
+    assert client.answer()[0] == "a b"
+
+
+def test_a_request_that_fails_again_and_again_never_ends_the_engine(make, monkeypatch) -> None:
+    deaths: list[str] = []
+    engine = make(on_death=deaths.append)
+    client = Client(engine)
+    advance = engine._advance
+
+    def poisoned(admitted: Sequence[Job]) -> None:
+        if any(job.work.conversation[-1].content == "poison" for job in engine._running):
+            raise ZeroDivisionError
+        advance(admitted)
+
+    monkeypatch.setattr(engine, "_advance", poisoned)
+    for _ in range(5 * FAULTS_BEFORE_PROOF):
+        client.ask("poison")
+        assert "the engine failed on this request" in str(client.answer()[1].error)
+    client.ask(max_tokens=2)
+    assert client.answer()[0] == "a b"
+    assert deaths == []
+
+
+def test_an_engine_that_cannot_go_on_fails_all_requests_refuses_new_ones_and_says_why(
+    make, monkeypatch, tmp_path
+) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    engine = make(on_death=deaths.put, slots=1, max_queue=20)
+    clients = [Client(engine) for _ in range(10)]
+    sticky = RuntimeError("CUDA error: an illegal memory access\nand more lines")
+    ready = threading.Event()
+    monkeypatch.setattr(engine, "_prove", always(sticky))
+    monkeypatch.setattr(engine, "_advance", lambda _: (ready.wait(30), always(sticky)()))
+    for client in clients:
+        client.ask()
+    ready.set()
+    reason = deaths.get(timeout=30)
+    assert "3 faults without a token" in reason
+    assert reason.endswith("RuntimeError: CUDA error: an illegal memory access")
+    errors = [client.answer()[1].error for client in clients]
+    assert [type(error) for error in errors[:FAULTS_BEFORE_PROOF]] == [EngineError] * 3
+    assert {str(error) for error in errors[FAULTS_BEFORE_PROOF:]} == {reason}
+    assert {type(error) for error in errors[FAULTS_BEFORE_PROOF:]} == {EngineStoppedError}
+    with pytest.raises(EngineStoppedError, match="CUDA error"):
+        clients[0].ask()
+    beat = json.loads((tmp_path / "0.json").read_text())
+    assert (beat["state"], beat["reason"]) == ("failed", reason)
+    state = engine.state()
+    assert (state.running, state.waiting) == (0, 0)
+    engine.stop()
+    assert deaths.empty()
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), MemoryError(), KeyboardInterrupt()])
+def test_an_engine_whose_thread_ends_says_so_whatever_ended_it(make, monkeypatch, error) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    engine = make(on_death=deaths.put)
+    monkeypatch.setattr(engine, "_wait_for_work", always(error))
+    assert type(error).__name__ in deaths.get(timeout=30)
+    with pytest.raises(EngineStoppedError, match="the engine has ended"):
+        Client(engine).ask()
+
+
+def test_housekeeping_that_fails_for_ever_ends_the_engine_and_once_only_its_requests(
+    make, monkeypatch
+) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    engine = make(on_death=deaths.put)
+    client = Client(engine)
+    sweep = engine._sweep
+
+    def broken_once() -> None:
+        monkeypatch.setattr(engine, "_sweep", sweep)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine, "_sweep", broken_once)
+    eventually(lambda: engine._sweep == sweep)
+    client.ask(max_tokens=2)
+    assert client.answer()[0] == "a b"
+    monkeypatch.setattr(engine, "_sweep", always(OSError(28, "No space left on device")))
+    assert "No space left on device" in deaths.get(timeout=30)
+
+
+def test_a_request_that_waits_too_long_is_refused_and_told_when_to_come_again(make) -> None:
+    slow = SimulatedSettings(time_to_first_token=3600)
+    engine = make(slots=1, max_queue=5, max_queue_seconds=0.05, simulated=slow)
+    engine._note_answer(20.0)
+    running, waiting = Client(engine), [Client(engine) for _ in range(2)]
+    running.ask()
+    for client in waiting:
+        client.ask()
+    errors = [client.answer()[1].error for client in waiting]
+    assert {type(error) for error in errors} == {OverloadedError}
+    assert str(errors[0]).startswith("no slot became free within 0.05 s ('max_queue_seconds')")
+    assert str(errors[0]).endswith(("try again in 40 s", "try again in 20 s"))
+    assert engine.state().running == 1
+    _, counts, _ = engine._metrics.drain()
+    assert counts["triton_hf_requests_rejected_total", "queue_deadline"] == 2
+
+
+def test_without_a_deadline_a_request_waits_for_ever(make, monkeypatch) -> None:
+    engine = make(slots=1, max_queue=1, max_queue_seconds=0.0, simulated=NEVER)
+    first, second = Client(engine), Client(engine)
+    running, waiting = first.ask(), second.ask()
+    waiting.submitted -= 1e6
+    engine.wake()
+    running.cancel()
+    engine.wake()
+    assert first.answer()[1].finish_reason == "cancelled"
+    eventually(lambda: engine.state().running == 1)
+    assert second.events.empty()
+
+
+def test_a_full_queue_says_after_how_long_a_slot_was_free_lately(make) -> None:
+    engine = make(slots=2, max_queue=0, simulated=NEVER)
+    client = Client(engine)
+    for _ in range(2):
+        client.ask()
+    with pytest.raises(OverloadedError, match="2 allowed; try again in 1 s"):
+        client.ask()
+    engine._note_answer(9.0)
+    with pytest.raises(OverloadedError, match="try again in 5 s"):
+        client.ask()
+
+
+def test_every_request_is_counted_once_whatever_becomes_of_it(make, monkeypatch) -> None:
+    engine = make(slots=4, max_queue=20, max_queue_seconds=0.05)
+    numbers = random.Random(3)
+    advance = engine._advance
+    steps: list[int] = []
+
+    def faulty(admitted: Sequence[Job]) -> None:
+        steps.append(1)
+        if len(steps) % 40 == 0:
+            raise ZeroDivisionError
+        advance(admitted)
+
+    monkeypatch.setattr(engine, "_advance", faulty)
+    jobs, refused = [], 0
+    for _ in range(600):
+        listener = always(BrokenPipeError()) if numbers.random() < 0.1 else lambda event: None
+        try:
+            jobs.append(submit(engine, listener, max_tokens=numbers.randint(1, 30)))
+        except OverloadedError:
+            refused += 1
+            if refused % 20 == 0:
+                eventually(lambda: engine.state().waiting == 0)
+        if jobs and numbers.random() < 0.2:
+            numbers.choice(jobs[-10:]).cancel()
+    eventually(lambda: all(job.finished for job in jobs))
+    _, counts, observations = engine._metrics.drain()
+
+    def count(name: str, label: str | None = None) -> float:
+        return counts.get((f"triton_hf_{name}_total", label), 0)
+
+    finished = count("requests_finished", "length")
+    cancelled, failed = count("requests_cancelled"), count("requests_failed")
+    full, late = (count("requests_rejected", each) for each in ("queue_full", "queue_deadline"))
+    assert min(finished, cancelled, failed, full, late) > 0, counts
+    assert finished + cancelled + failed + late == len(jobs)
+    assert full == refused
+    assert count("generation_tokens") == sum(job.completion_tokens for job in jobs)
+    assert count("prompt_tokens") == sum(job.work.prompt_tokens for job in jobs)
+    names = [name for name, _ in observations]
+    assert names.count("triton_hf_request_duration_seconds") == finished
+    assert names.count("triton_hf_queue_seconds") == sum(job.admitted is not None for job in jobs)
+    state = engine.state()
+    assert (state.running, state.waiting, state.kv_usage) == (0, 0, 0.0)
+
+
 def test_metrics_count_each_request_once(make) -> None:
     engine = make()
     client = Client(engine)
@@ -183,6 +394,15 @@ def test_metrics_count_each_request_once(make) -> None:
     assert names.count("triton_hf_time_to_first_token_seconds") == 1
     assert names.count("triton_hf_inter_token_seconds") == 2
     assert names.count("triton_hf_request_duration_seconds") == 1
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    tick = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        tick.wait(0.01)
+    raise AssertionError("it did not come true")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ LONG_AGO = -10_000.0
         ("live", {"pid": 2**22 + 1}, "has died"),
         ("ready", {"pid": 2**22 + 1}, "has died"),
         ("live", {"pid": "x"}, "cannot be read"),
+        ("live", {"state": "failed", "reason": "the engine has ended: why"}, "model 'm': the eng"),
+        ("ready", {"state": "failed", "reason": "the engine has ended: why"}, "has ended: why"),
     ],
 )
 @pytest.mark.usefixtures("triton")
@@ -112,6 +114,17 @@ def test_a_server_that_is_not_ready_or_gone_fails(triton) -> None:
     triton.shutdown()
     triton.server_close()
     assert "does not answer" in (probe.find_problem("live") or "")
+
+
+def test_what_a_model_says_of_itself_comes_before_what_the_server_does_not_say(
+    triton, tmp_path: Path
+) -> None:
+    triton.shutdown()
+    triton.server_close()
+    beat(tmp_path, state="failed", reason="the engine has ended: why")
+    assert probe.find_problem("live") == "model 'm': the engine has ended: why"
+    beat(tmp_path, state="loading")
+    assert probe.find_problem("startup") == "model 'm' is loading"
 
 
 def test_it_runs_with_the_standard_library_alone(triton) -> None:

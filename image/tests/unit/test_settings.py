@@ -19,6 +19,7 @@ def test_every_parameter_becomes_a_typed_value() -> None:
             "device": "cpu",
             "slots": "3",
             "max_queue": "0",
+            "max_queue_seconds": "2.5",
             "max_prompt_tokens": "10",
             "max_total_tokens": "20",
             "max_tokens": "5",
@@ -30,6 +31,7 @@ def test_every_parameter_becomes_a_typed_value() -> None:
         }
     )
     assert (settings.slots, settings.max_queue, settings.gated) == (3, 0, True)
+    assert settings.max_queue_seconds == 2.5
     assert (settings.max_prompt_tokens, settings.max_total_tokens) == (10, 20)
     assert settings.defaults.temperature == 0.5
     assert (settings.defaults.top_k, settings.defaults.seed) == (7, 42)
@@ -47,6 +49,7 @@ def test_speed_of_a_simulated_model_is_tokens_per_second_or_time_between_tokens(
         ({"slot": "3"}, "unknown parameter 'slot'"),
         ({"slots": "0"}, "'slots' must be a whole number from 1 to 4096, got '0'"),
         ({"slots": "3.5"}, "got '3.5'"),
+        ({"max_queue_seconds": "-1"}, "'max_queue_seconds' must be a number from 0 to 86400"),
         ({"temperature": "nan"}, "'temperature' must be a number from 0 to 2"),
         ({"top_p": "0"}, "'top_p' must be a number above 0 to 1"),
         ({"dtype": "int3"}, "'dtype' must be one of auto, float32"),

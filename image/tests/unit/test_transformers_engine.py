@@ -22,7 +22,7 @@ from triton_native.runner import NativeRunner
 from triton_hf import transformers_engine
 from triton_hf.embedded import cache_root
 from triton_hf.engine import Event, Job
-from triton_hf.errors import EngineError, SettingsError
+from triton_hf.errors import EngineError, EngineStoppedError, SettingsError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.packed_linear import Int8Linear
@@ -190,16 +190,23 @@ class Asked:
 def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     engines = []
 
-    def build(family: str = "llama", *, tokenizer: Any = None, **settings: Any) -> Bench:
+    def build(
+        family: str = "llama",
+        *,
+        tokenizer: Any = None,
+        deaths: queue.Queue[str] | None = None,
+        **settings: Any,
+    ) -> Bench:
         model, tokenizer = make_model(family), tokenizer or word_tokenizer()
         engine = TransformersEngine(
             settings=ModelSettings(
                 **{"repo_id": family, "slots": 4, "max_queue": 1000, "max_total_tokens": 1024}
                 | settings
-                | {"max_prompt_tokens": 600}
+                | {"max_prompt_tokens": 600, "max_queue_seconds": 0.0}
             ),
             metrics=Metrics(),
             heartbeat=Heartbeat(tmp_path / f"{len(engines)}.json"),
+            on_death=None if deaths is None else deaths.put,
         )
         engine._load = lambda: engine._use(model, tokenizer)
         engine.start()
@@ -411,6 +418,21 @@ def test_characters_of_many_bytes_arrive_whole(make, monkeypatch) -> None:
     assert not any("\ufffd" in event.text for event in events)
 
 
+@pytest.mark.parametrize("kept", [1, 2, 3])
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_an_answer_that_ends_inside_a_character_ends_before_it(
+    make, monkeypatch, kept, reason
+) -> None:
+    bench = make(tokenizer=byte_tokenizer())
+    script = bench.tokenizer("ok \N{PARTY POPPER}")["input_ids"][: 3 + kept]
+    made = iter([*script, *(bench.engine._eos if reason == "stop" else ())])
+    monkeypatch.setattr(bench.engine, "_choose", lambda logits, rows: [next(made)])
+    most = len(script) + (reason == "stop")
+    events = bench.ask("x", max_tokens=most, ignore_eos=False).all()
+    assert "".join(event.text for event in events) == "ok "
+    assert (events[-1].finish_reason, events[-1].completion_tokens) == (reason, len(script))
+
+
 def test_bytes_that_are_no_text_fail_nobody(make) -> None:
     bench = make(tokenizer=byte_tokenizer())
     # A random model makes random bytes.
@@ -483,6 +505,65 @@ def test_after_a_step_that_failed_the_engine_answers_again(make, monkeypatch) ->
     monkeypatch.setattr(bench.engine._runner, "step", broken)
     assert isinstance(bench.ask(prompt(5), max_tokens=9).all()[-1].error, EngineError)
     assert bench.answer(prompt(5), max_tokens=9) == bench.reference(prompt(5), max_tokens=9)
+
+
+def test_a_row_that_cannot_leave_costs_the_batch_and_not_the_engine(make, monkeypatch) -> None:
+    bench = make(slots=2)
+    runner = bench.engine._runner
+    leave = runner.leave
+
+    def broken(row: int) -> None:
+        monkeypatch.setattr(runner, "leave", leave)
+        raise RuntimeError("a row is stuck")
+
+    monkeypatch.setattr(runner, "leave", broken)
+    other = bench.ask(prompt(5), max_tokens=900)
+    other.events.get(timeout=TIMEOUT)
+    assert bench.ask(prompt(6), max_tokens=5).all()[-1].finish_reason == "length"
+    assert isinstance(other.all()[-1].error, EngineError)
+    eventually(bench.is_empty)
+    assert bench.answer(prompt(9), max_tokens=9) == bench.reference(prompt(9), max_tokens=9)
+
+
+def test_prompts_that_always_fail_never_end_the_engine(make, monkeypatch) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    bench = make(deaths=deaths)
+    extend = bench.engine._runner.extend
+
+    def faulty(sequence: Any, ids: Any) -> Any:
+        if len(ids) == 13:
+            raise RuntimeError("out of memory for this one")
+        return extend(sequence, ids)
+
+    monkeypatch.setattr(bench.engine._runner, "extend", faulty)
+    for _ in range(10):
+        assert isinstance(bench.ask(prompt(13), max_tokens=9).all()[-1].error, EngineError)
+    assert bench.answer(prompt(5), max_tokens=9) == bench.reference(prompt(5), max_tokens=9)
+    assert deaths.empty()
+
+
+@pytest.mark.parametrize("family", ["llama", NATIVE])
+def test_a_device_that_fails_for_ever_ends_the_engine_with_its_reason(
+    make, monkeypatch, family
+) -> None:
+    if family == NATIVE:
+        need_native_step()
+    deaths: queue.Queue[str] = queue.Queue()
+    bench = make(family, deaths=deaths)
+    running = bench.ask(prompt(5), max_tokens=900)
+    running.events.get(timeout=TIMEOUT)
+
+    def sticky(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(bench.engine._runner, "_forward", sticky)
+    assert isinstance(running.all()[-1].error, EngineError)
+    for _ in range(2):
+        assert isinstance(bench.ask(prompt(5), max_tokens=9).all()[-1].error, EngineError)
+    assert "device-side assert triggered" in deaths.get(timeout=TIMEOUT)
+    with pytest.raises(EngineStoppedError, match="device-side assert"):
+        bench.ask(prompt(5), max_tokens=9)
+    assert bench.engine.state().running == 0
 
 
 def storm(bench: Bench, count: int) -> int:
@@ -754,3 +835,16 @@ def test_half_a_weights_file_is_refused_in_one_sentence_with_the_models_name(tmp
     with pytest.raises(SettingsError, match="org/tiny cannot be loaded") as caught:
         transformers_engine.load_model(tmp_path, settings)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_quota_limits_the_threads_beside_a_gpu_too(tmp_path, monkeypatch, device) -> None:
+    threads: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(transformers_engine, "usable_cores", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = ModelSettings(repo_id="org/none", device=device)
+    with pytest.raises(SettingsError, match="org/none cannot be loaded"):
+        transformers_engine.load_model(tmp_path, settings)
+    assert threads == [3]

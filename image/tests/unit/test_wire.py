@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -63,8 +64,16 @@ def test_a_pace_merges_tokens_of_many_streams(line: Any) -> None:
 
 
 def test_few_streams_send_every_token(line: Any) -> None:
-    messages = played(line, streams=wire.FEW, pace=10.0)
-    assert len(messages) == wire.FEW * 40
+    near, far = line
+    far.settimeout(5)
+    outbox = wire.Outbox(near, on_broken=lambda: None, messages_per_second=0.5)
+    lines = far.makefile("rb")
+    for count in range(1, 41):
+        for number in range(wire.FEW):
+            outbox.put(token(number, count))
+        for _ in range(wire.FEW):
+            assert f'"{count} "'.encode() in lines.readline()
+    outbox.close()
 
 
 def test_the_first_token_and_the_last_do_not_wait(line: Any) -> None:
@@ -103,6 +112,26 @@ def test_a_pace_ends_with_the_crowd(line: Any) -> None:
     outbox.put(token(0, 2))
     assert b'"id": 0' in lines.readline()
     outbox.close()
+
+
+def test_requests_that_passed_leave_nothing_behind(line: Any) -> None:
+    near, far = line
+    outbox = wire.Outbox(near, on_broken=lambda: None)
+    for number in range(1000):
+        outbox.put({"id": number})
+    outbox.close()
+    near.shutdown(socket.SHUT_WR)
+    assert len(list(wire.read_messages(far))) == 1000
+    assert (outbox._open, outbox._urgent, outbox._pending) == (set(), set(), {})
+
+
+def test_a_message_that_cannot_be_written_breaks_the_line_loudly(line: Any, capsys) -> None:
+    broken = threading.Event()
+    outbox = wire.Outbox(line[0], on_broken=broken.set)
+    outbox.put({"id": 1, "text": b"bytes"})
+    assert broken.wait(30)
+    outbox.close()
+    assert "TypeError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
