@@ -47,7 +47,7 @@ def _queue(page: Page) -> None:
     )
     page.graph(
         "Waiting",
-        "Requests that wait for a slot; when max_queue wait, new ones are rejected.",
+        "Requests that wait for a slot; beyond max_queue or max_queue_seconds they are rejected.",
         "none",
         (f"sum by (pod, model) ({mean('triton_hf_requests_waiting')})", "{{pod}} {{model}}"),
         width=_QUARTER,

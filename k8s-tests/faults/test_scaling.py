@@ -34,6 +34,7 @@ PARAMETERS = {
     "inter_token_ms": 100,
     "slots": 64,
     "max_queue": 256,
+    "max_queue_seconds": 0,
     "max_tokens": 200,
 }
 TARGET = 25

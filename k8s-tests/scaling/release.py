@@ -22,6 +22,7 @@ PARAMETERS = {
     "inter_token_ms": 25,
     "slots": SLOTS,
     "max_queue": 256,
+    "max_queue_seconds": 0,
     "max_tokens": 33,
 }
 # The real one, with as many slots.
@@ -31,6 +32,7 @@ REAL: dict[str, Any] = {
     "device": "cpu",
     "slots": SLOTS,
     "max_queue": 256,
+    "max_queue_seconds": 0,
     "max_prompt_tokens": 256,
     "max_total_tokens": 512,
 }

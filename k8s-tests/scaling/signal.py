@@ -146,14 +146,14 @@ def measure_linearity(pair: Lab, model: str, *, seconds: float = 6.0) -> Lineari
 
 def simulated(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
     """Return the parameters of all models that the cases, the levels and the long request need."""
-    quick = {"slots": 48, "max_queue": 256}
+    quick = {"slots": 48, "max_queue": 256, "max_queue_seconds": 0}
     made: dict[str, dict[str, object]] = {
         name: {**quick, "ttft_ms": int(case.request_seconds * 1000)}
         for case in cases
         for name in names(case)
     }
-    made["levels"] = {"slots": LEVEL_SLOTS, "max_queue": 256, "ttft_ms": 500}
-    made["long"] = {"slots": 4, "max_queue": 256, "ttft_ms": 60_000}
+    made["levels"] = {**quick, "slots": LEVEL_SLOTS, "ttft_ms": 500}
+    made["long"] = {**quick, "slots": 4, "ttft_ms": 60_000}
     return made
 
 
