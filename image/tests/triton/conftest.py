@@ -43,13 +43,16 @@ def _missing() -> str | None:
 SIMULATED = {
     "quick": {"ttft_ms": "5", "inter_token_ms": "2", "slots": "8", "max_total_tokens": "4096"},
     "tight": {"ttft_ms": "5", "inter_token_ms": "20", "slots": "1", "max_queue": "1"},
+    "hasty": {"ttft_ms": "5", "inter_token_ms": "20", "slots": "1", "max_queue_seconds": "0.2"},
     "paced": {"ttft_ms": "5", "inter_token_ms": "5", "slots": "8", "stream_events": "100"},
 }
 
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server with `quick` (8 slots), `tight` (1 slot, 1 may wait), `paced` (100 events/s)."""
+    """A server with `quick` (8 slots), `tight` (1 slot, 1 may wait), `hasty` (1 slot, 0.2 s to
+    wait for it) and `paced` (100 events/s).
+    """  # noqa: D205
     folder = tmp_path_factory.mktemp("simulated")
     for name, parameters in SIMULATED.items():
         write_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from triton_testing import Client, eventually
+from tritonclient.utils import InferenceServerException
 
 LENGTHS = {"prompt_tokens": "INT32", "completion_tokens": "INT32"}
 
@@ -193,25 +195,107 @@ def test_a_client_of_infer_that_leaves_frees_its_slot(simulated: Client) -> None
     )
 
 
-def test_a_full_queue_answers_503_and_counts_it(simulated: Client) -> None:
+def by_infer(client: Client, model: str) -> tuple[Any, str]:
+    status, answer = client.infer(model, user_message=["c"])
+    return status, answer["error"]
+
+
+def by_generate(client: Client, model: str) -> tuple[Any, str]:
+    status, answer = client.generate(model, user_message="c")
+    return status, answer["error"]
+
+
+def by_generate_stream(client: Client, model: str) -> tuple[Any, str]:
+    status, answer = client.post(
+        f"/v2/models/{model}_stream/generate_stream", {"user_message": "c"}
+    )
+    return status, answer["error"]
+
+
+def by_grpc(client: Client, model: str) -> tuple[Any, str]:
+    with (
+        tritonclient.grpc.InferenceServerClient(grpc_url(client)) as connection,
+        pytest.raises(InferenceServerException) as caught,
+    ):
+        connection.infer(model, [text_tensor("c")])
+    return caught.value.status(), caught.value.message()
+
+
+def by_grpc_stream(
+    client: Client, model: str, headers: dict[str, str] | None = None
+) -> tuple[Any, str]:
+    answers: queue.Queue[Any] = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(grpc_url(client)) as connection:
+        connection.start_stream(lambda result, error: answers.put(error or result), headers=headers)
+        connection.async_stream_infer(f"{model}_stream", [text_tensor("c")])
+        error = answers.get(timeout=30)
+        connection.stop_stream()
+    assert isinstance(error, InferenceServerException)
+    return error.status(), error.message()
+
+
+def by_grpc_stream_that_wants_codes(client: Client, model: str) -> tuple[Any, str]:
+    return by_grpc_stream(client, model, {"triton_grpc_error": "true"})
+
+
+def grpc_url(client: Client) -> str:
+    return f"127.0.0.1:{client.server.ports.grpc}"
+
+
+def text_tensor(text: str) -> Any:
+    tensor = tritonclient.grpc.InferInput("user_message", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
+    return tensor
+
+
+WAYS = {
+    by_infer: 503,
+    by_generate: 400,
+    by_generate_stream: 400,
+    by_grpc: "StatusCode.UNAVAILABLE",
+    by_grpc_stream: None,
+    by_grpc_stream_that_wants_codes: "StatusCode.UNAVAILABLE",
+}
+
+
+def test_a_full_queue_refuses_at_once_in_words_and_codes_of_each_way(simulated: Client) -> None:
+    """What Triton 2.51 makes of it; where that is wrong is in k8s-tests/faults/upstream.md."""
     before = simulated.metrics("tight")["triton_hf_requests_rejected_total{queue_full}"]
     running = simulated.open_stream("tight", user_message="a", max_tokens=1500)
     next(running.events())
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(simulated.stream, "tight", user_message="b", max_tokens=1)
         eventually(lambda: simulated.metrics("tight")["triton_hf_requests_waiting"] == 1)
-        # Triton 2.51 gives this code to /infer only; /generate answers 400 for every error.
-        status, answer = simulated.infer("tight", user_message=["c"])
-        assert status == 503
-        assert "the queue is full: 2 requests in flight and 1 new, 2 allowed" in answer["error"]
+        refusals = {way: way(simulated, "tight") for way in WAYS}
         running.close()
         assert waiting.result()[-1]["text_output"] == "b"
+    assert {way: code for way, (code, _) in refusals.items()} == WAYS
+    words = "the queue is full: 2 requests in flight and 1 new, 2 allowed; try again in"
+    assert [words in text for _, text in refusals.values()] == [True] * len(WAYS), refusals
     eventually(
         lambda: (
             simulated.metrics("tight")["triton_hf_requests_rejected_total{queue_full}"]
-            == before + 1
+            == before + len(WAYS)
         )
     )
+
+
+def test_a_request_that_waits_too_long_is_refused_and_counted(simulated: Client) -> None:
+    before = simulated.metrics("hasty")["triton_hf_requests_rejected_total{queue_deadline}"]
+    running = simulated.open_stream("hasty", user_message="a", max_tokens=1500)
+    next(running.events())
+    refusals = {way: way(simulated, "hasty") for way in WAYS}
+    running.close()
+    assert {way: code for way, (code, _) in refusals.items()} == WAYS
+    words = "no slot became free within 0.2 s ('max_queue_seconds'); try again in"
+    assert [words in text for _, text in refusals.values()] == [True] * len(WAYS), refusals
+    eventually(
+        lambda: (
+            simulated.metrics("hasty")["triton_hf_requests_rejected_total{queue_deadline}"]
+            == before + len(WAYS)
+        )
+    )
+    assert simulated.generate("hasty", user_message="a", max_tokens=1)[0] == 200
 
 
 def test_metrics_are_exact_after_success_and_failure(simulated: Client) -> None:

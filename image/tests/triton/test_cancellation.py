@@ -1,0 +1,164 @@
+"""A client that goes away frees its slot within two steps and 100 ms, measured in the server.
+
+Triton 2.51 notices it on streams and over gRPC, not where HTTP waits for a whole answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from triton_testing import Client, eventually
+
+from triton_hf.embedded import running_server
+from triton_hf.repository import write_model
+from triton_hf.specification import ModelSpec
+
+STEP = 0.02
+PROMISED = 2 * STEP + 0.1
+CUTS = 10
+SLOTS = 4
+# CLOCK_MONOTONIC is one for all processes, so the test can tell what came after its own deeds.
+TRACED = '''"""A simulated model that notes when each token is made, and when its slot is free."""
+
+import os
+import time
+
+from triton_hf.adapter import TextModel as TritonPythonModel  # noqa: F401
+from triton_hf.engine import Engine
+
+file = open(os.environ["TRACE"], "a", buffering=1)
+
+
+def traced(name, method):
+    def call(self, job, *rest, **more):
+        method(self, job, *rest, **more)
+        file.write(f"{name} {job.number} {time.monotonic()}\\n")
+
+    return call
+
+
+Engine._emit = traced("token", Engine._emit)
+Engine._finish = traced("free", Engine._finish)
+'''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A server with the model `m`, and what it noted."""
+
+    client: Client
+    trace: Path
+
+    def times(self, name: str, number: int) -> list[float]:
+        """When a job made its tokens (`token`), or left its slot (`free`)."""
+        lines = (line.split() for line in self.trace.read_text().splitlines())
+        return [float(at) for what, job, at in lines if (what, job) == (name, str(number))]
+
+    def next_job(self) -> int:
+        """The number that the next request will have in the engine."""
+        return next(number for number in itertools.count() if not self.times("token", number))
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    folder = tmp_path_factory.mktemp("traced")
+    parameters = {
+        "slots": str(SLOTS),
+        "inter_token_ms": str(STEP * 1000),
+        "max_total_tokens": "100000",
+    }
+    spec = ModelSpec(name="m", engine="simulated", parameters=parameters)
+    (write_model(folder / "models", spec) / "1" / "model.py").write_text(TRACED)
+    trace = folder / "trace"
+    trace.touch()
+    arguments = [f"--model-repository={folder / 'models'}"]
+    with running_server(
+        arguments=arguments, workdir=folder, environment={"TRACE": str(trace)}
+    ) as server:
+        yield Traced(client=Client(server), trace=trace)
+
+
+def stream(client: Client) -> Callable[[], None]:
+    return client.open_stream("m", user_message="a", max_tokens=90_000).close
+
+
+def grpc(client: Client) -> Callable[[], None]:
+    connection = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{client.server.ports.grpc}")
+    parameters = {"max_tokens": 90_000}
+    connection.async_infer("m", [question()], lambda result, error: None, parameters=parameters)
+    return lambda: connection.close()
+
+
+def grpc_stream(client: Client) -> Callable[[], None]:
+    connection = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{client.server.ports.grpc}")
+    connection.start_stream(lambda result, error: None)
+    parameters = {"max_tokens": 90_000}
+    connection.async_stream_infer("m_stream", [question()], parameters=parameters)
+    return lambda: connection.stop_stream(cancel_requests=True)
+
+
+def question() -> Any:
+    tensor = tritonclient.grpc.InferInput("user_message", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[b"a"]], dtype=np.object_))
+    return tensor
+
+
+@pytest.mark.parametrize("way", [stream, grpc, grpc_stream])
+def test_a_slot_is_free_two_steps_and_100_ms_after_its_client_left(
+    traced: Traced, way: Callable[[Client], Callable[[], None]]
+) -> None:
+    took, made = [], []
+    for _ in range(CUTS):
+        number = traced.next_job()
+        leave = way(traced.client)
+        eventually(lambda number=number: len(traced.times("token", number)) > 3)
+        left = time.monotonic()
+        leave()
+        (free,) = eventually(lambda number=number: traced.times("free", number) or False)
+        took.append(free - left)
+        made.append(sum(at > left for at in traced.times("token", number)))
+    assert max(took) <= PROMISED, took
+    assert max(made) <= PROMISED / STEP, made
+
+
+def test_triton_does_not_notice_that_an_http_client_of_a_whole_answer_left(
+    traced: Traced,
+) -> None:
+    """When this fails with a newer Triton, the promise above holds there too."""
+    number = traced.next_job()
+    connection = http.client.HTTPConnection("127.0.0.1", traced.client.server.ports.http)
+    body = {"user_message": "a", "max_tokens": 30}
+    connection.request("POST", "/v2/models/m/generate", json.dumps(body))
+    eventually(lambda: len(traced.times("token", number)) > 3)
+    connection.close()
+    eventually(lambda: traced.times("free", number) or False)
+    eventually(lambda: len(traced.times("token", number)) == 30)
+
+
+def test_a_stream_that_was_left_while_it_waited_ends_with_its_first_tokens(
+    traced: Traced,
+) -> None:
+    client, first = traced.client, traced.next_job()
+    running = [client.open_stream("m", user_message="a", max_tokens=90_000) for _ in range(SLOTS)]
+    eventually(lambda: client.metrics("m")["triton_hf_requests_running"] == SLOTS)
+    connection = http.client.HTTPConnection("127.0.0.1", client.server.ports.http)
+    body = {"user_message": "a", "max_tokens": 90_000}
+    connection.request("POST", "/v2/models/m_stream/generate_stream", json.dumps(body))
+    eventually(lambda: client.metrics("m")["triton_hf_requests_waiting"] == 1)
+    connection.close()
+    for other in running:
+        other.close()
+    (free,) = eventually(lambda: traced.times("free", first + SLOTS) or False)
+    tokens = traced.times("token", first + SLOTS)
+    assert 1 <= len(tokens) <= 1 + PROMISED / STEP
+    assert free - tokens[0] <= PROMISED
