@@ -1,7 +1,10 @@
 """The metrics of a model: counted here at memory speed, copied to Triton twice a second.
 
-A call into Triton crosses a process border (about 20 us), so the engine's thread only touches the
-counts in this process and a thread of the publisher carries them over.
+A call into Triton crosses a process border, so the engine's thread only touches the counts in this
+process and a thread of the publisher carries them over. Counters and gauges take one call for all
+that happened since the last time. Histograms of Triton 2.51 take one value a call and nothing in
+bulk: a token costs 13 to 17 us of this process (5,000 `observe` in a loop inside a model, 2 cores),
+so 1,000 tokens/s take 1.6 % of a core, and as much in Triton.
 """
 
 from __future__ import annotations
@@ -262,7 +265,10 @@ class TritonPublisher:
         last = False
         while not last:
             last = self._stopping.wait(PUBLISH_SECONDS)
-            self._copy()
+            try:
+                self._copy()
+            except Exception as error:  # a thread that ends would freeze the scaling signal
+                log_fault(error)
 
     def _copy(self) -> None:
         """Carry over what is new.

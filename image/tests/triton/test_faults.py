@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,8 @@ import pytest
 from triton_testing import Client, eventually
 
 from triton_hf import probe
-from triton_hf.embedded import EmbeddedError, Server, running_server
+from triton_hf.embedded import EmbeddedError, Server, free_ports, is_ready, running_server
+from triton_hf.errors import EXIT_ENGINE
 from triton_hf.repository import write_model
 from triton_hf.specification import ModelSpec
 
@@ -287,6 +290,32 @@ def test_an_engine_that_cannot_go_on_ends_the_server_and_its_peers_finish(
             assert run_probe(server, kind) == (1, f"triton-hf probe {kind}: {said}")
         assert [event["completion_tokens"] for event in peer][-1] == 150
         assert server.process.wait(30) == 0
+
+
+def test_run_server_says_why_an_engine_ended_and_returns_70(tmp_path: Path) -> None:
+    spec = ModelSpec(name="m", engine="simulated", parameters={"slots": "1"})
+    (write_model(tmp_path / "models", spec) / "1" / "model.py").write_text(BREAKABLE)
+    port, log = free_ports().http, tmp_path / "log"
+    command = [sys.executable, "-m", "triton_hf.serve", f"--port={port}"]
+    command += [f"--model-repository={tmp_path / 'models'}", "m"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parents[1])}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stderr=output, stdout=output)
+    try:
+        eventually(lambda: is_ready(port), seconds=60)
+        body = json.dumps({"user_message": "break"}).encode()
+        for _ in range(3):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v2/models/m/generate", data=body
+            )
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                urllib.request.urlopen(request, timeout=30)
+        assert process.wait(60) == EXIT_ENGINE
+    finally:
+        process.terminate()
+        process.wait(60)
+    said = "run_server: tritonserver ended by itself: model 'm': the engine has ended: 3 faults"
+    assert said in log.read_text()
 
 
 def test_a_disk_that_is_full_ends_no_engine_and_stops_no_heart(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,3 +101,21 @@ def test_observations_that_triton_refuses_are_not_kept(triton: Triton) -> None:
         metrics.next_token(0.01)
     publisher._copy()
     assert metrics.drain()[2] == []
+
+
+def test_a_copy_that_fails_as_a_whole_is_not_the_last_one(triton: Triton, monkeypatch) -> None:
+    metrics = Metrics()
+    publisher = TritonPublisher(metrics=metrics, model="m", backend=triton)
+    drain = metrics.drain
+
+    def broken() -> Any:
+        monkeypatch.setattr(metrics, "drain", drain)
+        raise MemoryError
+
+    monkeypatch.setattr(metrics, "drain", broken)
+    metrics.queue(running=3, waiting=0, kv_usage=0.0)
+    publisher.start()
+    while metrics.drain == broken:
+        time.sleep(0.01)
+    publisher.stop()
+    assert triton.values["triton_hf_requests_running", None] == 3
