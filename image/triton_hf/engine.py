@@ -119,10 +119,17 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Job:
-    """One request inside the engine: its work, its state and the way back to the client."""
+    """One row of a request inside the engine: its work, its state and the way back to the client.
 
-    def __init__(self, *, number: int, work: Work, listener: Listener) -> None:
+    Attributes:
+        first: The job of the request's first row.
+    """
+
+    def __init__(
+        self, *, number: int, work: Work, listener: Listener, first: Job | None = None
+    ) -> None:
         """Remember the work; the clock of the request starts here."""
+        self.first = first or self
         self.number = number
         self.work = work
         self.listener = listener
@@ -275,10 +282,11 @@ class Engine(abc.ABC):
                     f"the queue is full: {in_flight} requests in flight and {len(works)} new, "
                     f"{limit} allowed; {self._when(in_flight + len(works) - limit)}"
                 )
-            jobs = [
-                Job(number=next(self._numbers), work=work, listener=listener)
-                for work, listener in zip(works, listeners, strict=True)
-            ]
+            jobs: list[Job] = []
+            for work, listener in zip(works, listeners, strict=True):
+                first = jobs[0] if jobs else None
+                number = next(self._numbers)
+                jobs.append(Job(number=number, work=work, listener=listener, first=first))
             self._waiting.extend(jobs)
             self._metrics.prompt(sum(work.prompt_tokens for work in works))
             self._publish()
@@ -363,13 +371,20 @@ class Engine(abc.ABC):
         self._beat()
 
     def _expire(self) -> None:
-        """Refuse the jobs that have waited longer than `max_queue_seconds`."""
+        """Refuse the requests that have waited longer than `max_queue_seconds`.
+
+        One whose first row got a slot is begun, and its other rows wait for theirs.
+        """
         limit = self.settings.max_queue_seconds
         if not limit:
             return
         with self._changed:
             oldest = time.monotonic() - limit
-            late = [job for job in self._waiting if job.submitted < oldest]
+            late = [
+                job
+                for job in self._waiting
+                if job.submitted < oldest and job.first.admitted is None
+            ]
             when = self._when(len(self._waiting))
         for job in late:
             text = f"no slot became free within {limit:g} s ('max_queue_seconds'); {when}"

@@ -51,8 +51,9 @@ class ModelSettings:
             smaller and faster to read.
         slots: How many requests the engine works on at the same time.
         max_queue: How many more may wait; the next one is refused.
-        max_queue_seconds: How long one may wait before it is refused, too; 0 is for ever. Below
-            the 60 s after which gateways usually give up, so that the reason reaches the client.
+        max_queue_seconds: How long a request may wait for its first slot before it is refused,
+            too; 0 is for ever. Below the 60 s after which gateways usually give up, so that the
+            reason reaches the client.
         max_prompt_tokens: Longest prompt in tokens, after the chat template.
         max_total_tokens: Longest prompt plus answer in tokens.
         stream_events: Most events a second that all streams of the model send together while more

@@ -311,6 +311,19 @@ def test_a_request_that_waits_too_long_is_refused_and_told_when_to_come_again(ma
     assert counts["triton_hf_requests_rejected_total", "queue_deadline"] == 2
 
 
+def test_the_rows_of_a_request_that_was_begun_have_no_deadline(make) -> None:
+    slow = SimulatedSettings(time_to_first_token=0.1, inter_token=0.001)
+    engine = make(slots=1, max_queue=9, max_queue_seconds=0.05, simulated=slow)
+    events: queue.Queue[Event] = queue.Queue()
+    values = Sampling(max_tokens=1)
+    work = engine.encode((Message(role="user", content="a"),), values)
+    engine.submit([work] * 4, [events.put] * 4)
+    other = Client(engine)
+    other.ask(max_tokens=1)
+    assert isinstance(other.answer()[1].error, OverloadedError)
+    assert [events.get(timeout=30).finish_reason for _ in range(4)] == ["length"] * 4
+
+
 def test_without_a_deadline_a_request_waits_for_ever(make, monkeypatch) -> None:
     engine = make(slots=1, max_queue=1, max_queue_seconds=0.0, simulated=NEVER)
     first, second = Client(engine), Client(engine)
