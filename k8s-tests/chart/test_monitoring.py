@@ -12,12 +12,15 @@ import pytest
 import yaml
 
 from chart.rendering import CHART, Manifest, program, render
+from cluster import addons
 from triton_hf.metrics import FAMILIES
 
 pytestmark = pytest.mark.chart
 RULES = sorted((CHART / "files" / "rules").glob("*.yaml"))
 RULE_TESTS = sorted((Path(__file__).parent / "rules").glob("*.yaml"))
 DASHBOARDS = sorted((CHART / "files" / "dashboards").glob("*.json"))
+# It always fires, whatever is scraped.
+WATCHDOG = "TritonWatchdog"
 ON = {"metrics": {"rules": {"enabled": True}, "dashboards": {"enabled": True}}}
 
 
@@ -53,6 +56,29 @@ def test_a_pod_is_scraped_in_one_way_only(kind: str) -> None:
     assert found == ({kind.lower()} - {"none"})
 
 
+def test_annotations_come_with_the_label_by_which_the_series_name_their_release() -> None:
+    def label(kind: str, **more: Any) -> str | None:
+        template = render({"metrics": {"scrape": {"kind": kind}}, **more}).one("Deployment")
+        return template["spec"]["template"]["metadata"]["labels"].get("release")
+
+    assert label("annotations") == "rel"
+    assert label("podMonitor") is None
+    assert label("annotations", podLabels={"release": "mine"}) == "mine"
+
+
+def test_the_embedded_prometheus_scrapes_annotated_pods_as_the_readme_says() -> None:
+    (written,) = re.findall(
+        r"```yaml\n(- job_name: .+?)```", (CHART / "README.md").read_text(), re.S
+    )
+    secret = next(
+        found
+        for found in yaml.safe_load_all((addons.MANIFESTS / "monitoring.yaml").read_text())
+        if found["kind"] == "Secret"
+    )
+    configured = secret["stringData"]["scrape.yaml"].replace("$$", "$")
+    assert yaml.safe_load(configured) == yaml.safe_load(written)
+
+
 def rules() -> list[dict[str, Any]]:
     return [
         rule
@@ -76,8 +102,10 @@ def test_every_rule_of_the_files_is_rendered_for_this_release_only() -> None:
             assert "rel" in selector, rule["expr"]
 
 
-def test_every_rule_names_its_release() -> None:
+def test_every_rule_but_the_watchdog_names_its_release() -> None:
     for rule in rules():
+        if rule.get("alert") == WATCHDOG:
+            continue
         assert re.search(r"\w\{[^}]*=~", rule["expr"]), rule["expr"]
         bare = re.sub(r"by \([^)]*\)|\{[^}]*\}|\[[^]]*\]", "", rule["expr"])
         named = set(re.findall(r"(?<![\w:])(?:triton_hf|kube|kubelet|nv)_\w+", bare))
@@ -100,7 +128,8 @@ def test_every_alert_says_how_bad_what_and_what_to_do() -> None:
     alerts = [rule for rule in rules() if "alert" in rule]
     assert len({alert["alert"] for alert in alerts}) == len(alerts)
     for alert in alerts:
-        assert alert["labels"]["severity"] in ("critical", "warning")
+        severity = ("none",) if alert["alert"] == WATCHDOG else ("critical", "warning")
+        assert alert["labels"]["severity"] in severity
         assert set(alert["annotations"]) == {"summary", "description"}
 
 
@@ -112,7 +141,12 @@ def test_rules_are_valid_for_prometheus(file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_firing_and_not_firing() -> None:
+def test_every_recorded_series_is_read_by_an_alert() -> None:
+    read = " ".join(rule["expr"] for rule in rules() if "alert" in rule)
+    assert [rule["record"] for rule in rules() if rule.get("record", "") not in read] == []
+
+
+def test_every_alert_is_tested_firing_and_all_but_the_watchdog_not_firing() -> None:
     firing: set[str] = set()
     quiet: set[str] = set()
     for file in RULE_TESTS:
@@ -121,7 +155,7 @@ def test_every_alert_is_tested_firing_and_not_firing() -> None:
                 (firing if check.get("exp_alerts") else quiet).add(check["alertname"])
     wanted = {rule["alert"] for rule in rules() if "alert" in rule}
     assert firing == wanted
-    assert quiet == wanted
+    assert quiet == wanted - {WATCHDOG}
 
 
 @pytest.mark.parametrize("file", RULE_TESTS, ids=lambda file: file.stem)

@@ -38,7 +38,23 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "min above max": (
         {"modelStore": WIDE, "autoscaling": {"enabled": True, "minReplicas": 9}},
-        "autoscaling.minReplicas (9) is larger than autoscaling.maxReplicas (4)",
+        "autoscaling.minReplicas (9) is larger than autoscaling.maxReplicas (4): swap them.",
+    ),
+    "target zero": (
+        {"autoscaling": {"target": 0}},
+        "autoscaling.target is 0: set it above 0, to the signal that a pod should have.",
+    ),
+    "target below zero": (
+        {"autoscaling": {"target": -1}},
+        "autoscaling.target is -1: set it above 0, to the signal that a pod should have.",
+    ),
+    "unknown signal": (
+        {"autoscaling": {"signal": "gpu"}},
+        "autoscaling.signal is gpu: set it to inflight, pending, queueTime or custom.",
+    ),
+    "both scalers": (
+        {"autoscaling": {"scaler": "both"}},
+        "autoscaling.scaler is both: set it to keda or hpa; both would fight over one Deployment.",
     ),
     "gRPC connections outlive their pod": (
         {
@@ -79,6 +95,19 @@ def test_a_contradiction_is_one_sentence(values: dict[str, Any], message: str) -
     (line,) = [line for line in str(caught.value).splitlines() if line.startswith("- ")]
     assert message in line
     assert line.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["target zero", "target below zero", "unknown signal", "both scalers", "min above max"],
+)
+def test_a_wrong_value_of_the_autoscaler_is_exactly_this_sentence(name: str) -> None:
+    values, sentence = FAULTS[name]
+    switched_on = {**values["autoscaling"], "enabled": True}
+    with pytest.raises(RenderError) as caught:
+        render({"modelStore": WIDE, "autoscaling": switched_on})
+    said = [line for line in str(caught.value).splitlines() if "autoscaling" in line]
+    assert said == [f"- {sentence}"]
 
 
 def test_all_contradictions_are_told_at_once() -> None:

@@ -40,6 +40,24 @@ and labels to group by, which the adapter and KEDA fill in their own way, so bot
 {{- end -}}
 
 {{/*
+PromQL for KEDA: the signal summed over the pods, which the HPA divides by the target. A pod without a
+signal counts as in a Pods metric of the HPA: as one at its target, but never as a reason for more pods.
+Such are pods that cannot be scraped for the whole window (one that just ended is none), and pods
+that are scraped and say nothing.
+*/}}
+{{- define "triton.signal.sum" -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- $matchers := include "triton.signal.matchers" . -}}
+{{- $signal := printf "(%s)" (include "triton.signal.query" (list . $matchers "namespace,pod")) -}}
+{{- $highest := "max by (namespace,pod) (" -}}
+{{- $pods := print "(" $highest "up{" $matchers "}) == 1 or "
+    $highest "max_over_time(up{" $matchers "}[" (int $scaling.windowSeconds) "s])) == 0)" -}}
+{{- $target := printf "%v * count" $scaling.target -}}
+{{- print "sum(" $signal ") + clamp(" $target "(" $signal " or " $pods ") - sum(" $signal "), 0, scalar("
+    $target "(" $pods " unless " $signal ") or vector(0)))" -}}
+{{- end -}}
+
+{{/*
 Matchers for prometheus-adapter. <<.LabelMatchers>> would name every pod of the release, and with
 hundreds of them the query outgrows what proxies take; the adapter picks its pods from the answer.
 */}}

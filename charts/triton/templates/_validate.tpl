@@ -71,6 +71,18 @@ at once. Fails the render, or gives nothing.
     "no pod could ever be replaced: raise one.") -}}
 {{- end -}}
 {{- $scaling := .Values.autoscaling -}}
+{{- if not (has $scaling.scaler (list "keda" "hpa")) -}}
+{{- $faults = append $faults (print "autoscaling.scaler is " $scaling.scaler ": set it to keda or hpa; "
+    "both would fight over one Deployment.") -}}
+{{- end -}}
+{{- if not (has $scaling.signal (list "inflight" "pending" "queueTime" "custom")) -}}
+{{- $faults = append $faults (print "autoscaling.signal is " $scaling.signal ": set it to inflight, "
+    "pending, queueTime or custom.") -}}
+{{- end -}}
+{{- if le (float64 $scaling.target) 0.0 -}}
+{{- $faults = append $faults (print "autoscaling.target is " $scaling.target ": set it above 0, to the "
+    "signal that a pod should have.") -}}
+{{- end -}}
 {{- if and $scaling.enabled (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
 {{- $faults = append $faults (print "autoscaling.minReplicas (" $scaling.minReplicas ") is larger "
     "than autoscaling.maxReplicas (" $scaling.maxReplicas "): swap them.") -}}
