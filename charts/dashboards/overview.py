@@ -7,8 +7,8 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from dashboards.parts import (
     ENGINE,
     INTERVAL,
-    PODS,
     RELEASE,
+    SERVERS,
     WIDTH,
     WORKLOAD,
     Page,
@@ -18,9 +18,11 @@ from dashboards.parts import (
     quantiles,
 )
 
+# What the alert counts: a wrong request is its client's fault.
+_REFUSED = ENGINE + ', reason="queue_full"'
 _FAILED = (
     f"{per_second('triton_hf_requests_failed_total')}"
-    f" + {per_second('triton_hf_requests_rejected_total')}"
+    f" + {per_second('triton_hf_requests_rejected_total', labels=_REFUSED)}"
 )
 _ENDED = f"{per_second('triton_hf_requests_finished_total')} + {_FAILED}"
 # A release without requests has no share of errors, so the series is left out, not faked as 0.
@@ -57,7 +59,7 @@ def _now(page: Page) -> None:
     )
     page.number(
         "Errors",
-        "Share of requests that failed or were rejected; nothing while no request ends.",
+        "Share of requests that failed or found the queue full; nothing while no request ends.",
         "percentunit",
         _ERROR_SHARE,
     )
@@ -102,8 +104,9 @@ def _requests(page: Page) -> None:
     )
     page.graph(
         "Share of errors",
-        "Failed and rejected requests among all that ended; the alert fires on it. Gaps mean "
-        "that no request ended.",
+        "Failed and refused requests among all that ended; TritonErrorRatioHigh fires above 5 %. "
+        "Wrong requests are their client's fault and do not count. Gaps mean that no request "
+        "ended.",
         "percentunit",
         (_ERROR_SHARE, "errors"),
     )
@@ -204,17 +207,17 @@ def _scaling(page: Page) -> None:
     )
     page.graph(
         "Restarts",
-        "Restarts of containers, and of engines inside a running container (its stub ended). "
-        "Both should stay 0.",
+        "Restarts of servers, and of engines inside a running server (its stub ended). Both "
+        "should stay 0.",
         "none",
         (
             "sum by (pod) (increase("
-            f"kube_pod_container_status_restarts_total{{{PODS}}}{INTERVAL}))",
-            "container {{pod}}",
+            f"kube_pod_container_status_restarts_total{{{SERVERS}}}{INTERVAL}))",
+            "{{pod}} container",
         ),
         (
             "sum by (pod, model) "
             f"(changes(triton_hf_engine_start_time_seconds{{{ENGINE}}}{INTERVAL}))",
-            "engine {{pod}} {{model}}",
+            "{{pod}} engine of {{model}}",
         ),
     )

@@ -21,7 +21,8 @@ ENGINE = RELEASE + ', model=~"$model"'
 # Triton counts the streaming companion of a model as a model of its own.
 TRITON = RELEASE + ', model=~"(${model:regex})(_stream)?"'
 WORKLOAD = 'namespace="$namespace", deployment="$deployment"'
-PODS = 'namespace="$namespace", pod=~"$deployment-.*"'
+# Without the container's name the pods of model-sync would be among them.
+SERVERS = 'namespace="$namespace", pod=~"$deployment-.*", container="triton"'
 
 WIDTH = 24
 _DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")

@@ -186,10 +186,12 @@ def _graph(
         _stack(axes, panel, found, span)
     else:
         for line, label in zip(found, _labels(found, panel), strict=True):
-            axes.plot(_times(line), line.values, linewidth=1.1, label=label)
+            # On the axis itself a line of zeros would be cut in half.
+            axes.plot(_times(line), line.values, linewidth=1.3, label=label, clip_on=False)
     axes.set_xlim(_day(span.start), _day(span.end))
     axes.margins(y=0.08)
-    axes.set_ylim(bottom=0, top=panel.top)
+    all_zero = not any(value > 0 for line in found for value in line.values)
+    axes.set_ylim(bottom=0, top=panel.top or (1 if all_zero else None))
     axes.grid(color="0.92")
     axes.tick_params(labelsize=8)
     pattern = "%H:%M" if span.end - span.start >= 600 else "%H:%M:%S"

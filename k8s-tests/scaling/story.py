@@ -22,7 +22,7 @@ RATE = 3.0  # answered requests a second, of each pod
 TOKENS = 20.0
 FAILED_SHARE = 1 / 60
 
-_GAUGES = {
+GAUGES = {
     "triton_hf_requests_running": 6.0,
     "triton_hf_requests_waiting": 1.0,
     "triton_hf_slots": 8.0,
@@ -45,7 +45,7 @@ _GAUGES = {
     "DCGM_FI_PROF_GR_ENGINE_ACTIVE": 0.9,
     "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": 0.2,
 }
-_COUNTERS = {
+COUNTERS = {
     "nv_inference_request_success": RATE,
     "nv_inference_request_failure": RATE * FAILED_SHARE,
     "nv_inference_count": RATE,
@@ -87,11 +87,11 @@ def _samples(age: float, start: float) -> Iterator[Sample]:
         own = {"namespace": NAMESPACE, "release": RELEASE, "pod": pod}
         model = {**own, "model": MODEL}
         gpu = {**own, "gpu_uuid": f"GPU-{number}", "gpu": str(number)}
-        for name, value in _GAUGES.items():
+        for name, value in GAUGES.items():
             device = name.startswith(("nv_gpu", "nv_cpu", "DCGM"))
             extra = {"quantile": "0.95"} if "summary" in name else {}
             yield name, {**(gpu if device else model), **extra}, value
-        for name, per_second in _COUNTERS.items():
+        for name, per_second in COUNTERS.items():
             labels = gpu if name == "nv_energy_consumption" else model
             extra = {"reason": "OTHER"} if name.endswith("_failure") else {}
             yield name, {**labels, **extra}, per_second * age
@@ -101,7 +101,7 @@ def _samples(age: float, start: float) -> Iterator[Sample]:
         rejected = {**model, "reason": "queue_full"}
         yield "triton_hf_requests_rejected_total", rejected, 0.0
         yield "triton_hf_engine_start_time_seconds", model, start
-        restarts = {"namespace": NAMESPACE, "pod": pod, "container": "tritonserver"}
+        restarts = {"namespace": NAMESPACE, "pod": pod, "container": "triton"}
         yield "kube_pod_container_status_restarts_total", restarts, 0.0
         for family in FAMILIES:
             if family.kind == "histogram":
