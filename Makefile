@@ -72,14 +72,23 @@ faults: venv ## Every fault on the cluster of `make up` (about 100 min), and a t
 	@$(PY) -m faults
 
 .PHONY: scale
-scale: venv ## 20 load steps each for HPA and KEDA on the cluster of `make up` (about 70 min), and a table
+scale: venv ## The signal against the truth, then 20 load steps each for HPA and KEDA on the cluster of `make up` (about 3 h)
+	@PYTHONPATH=k8s-tests:image $(PY) -m scaling.signal --out results/scale/signal.json
 	@$(PY) -m cluster up --with=monitoring --with=keda
 	@$(PY) -m scaling.fleet --scaler hpa --out results/scale/hpa
 	@$(PY) -m scaling.fleet --scaler keda --out results/scale/keda
 	@$(PY) -m scaling.fleet --scaler hpa --sync 5 --out results/scale/hpa-sync-5
-	@$(PY) -m scaling.fleet --scaler hpa --model smollm2-135m --releases 1 --rounds 3 --out results/scale/smollm2-hpa
-	@$(PY) -m scaling.fleet --scaler keda --model smollm2-135m --releases 1 --rounds 3 --out results/scale/smollm2-keda
-	@$(PY) -m scaling.results $(addprefix results/scale/,hpa keda hpa-sync-5 smollm2-hpa smollm2-keda)
+	@$(PY) -m scaling.fleet --scaler keda --sync 5 --out results/scale/keda-sync-5
+	@$(PY) -m scaling.fleet --scaler hpa --model smollm2-135m --releases 1 --rounds 20 --out results/scale/smollm2-hpa
+	@$(PY) -m scaling.fleet --scaler keda --model smollm2-135m --releases 1 --rounds 20 --out results/scale/smollm2-keda
+	@$(PY) -m scaling.results $(addprefix results/scale/,signal.json hpa keda hpa-sync-5 keda-sync-5 smollm2-hpa smollm2-keda)
+
+.PHONY: dashboards
+dashboards: venv ## Write and check the Grafana dashboards, then draw them from a release under load (about 10 min)
+	@PYTHONPATH=charts $(PY) -m dashboards generate
+	@PYTHONPATH=charts $(PY) -m dashboards verify
+	@$(PY) -m cluster up --with=monitoring
+	@$(PY) -m scaling.show --out charts/dashboards
 
 .PHONY: simulation
 simulation: venv ## The chart with 200 GPU nodes and 400 servers, simulated (about 25 min), and a page

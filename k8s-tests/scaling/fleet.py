@@ -5,9 +5,10 @@ Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [-
 
 Each release is the light image with a simulated model, or the full one with SmolLM2, in a namespace
 of its own; its rounds begin at random moments, so that they meet every phase of the autoscaler's
-sync. `--sync` changes how
-often the autoscaler of the embedded cluster looks, for the time of the run.
-Writes DIR/fleet.json and DIR/fleet.png; exit codes as those of scaling.step.
+sync. `--sync` changes how often the autoscaler of the embedded cluster looks, for the time of the
+run.
+Writes DIR/fleet.json, DIR/fleet.png, and as DIR/step.json and DIR/step.png what scaling.step writes
+of the first release; exit codes as those of scaling.step.
 """
 
 from __future__ import annotations
@@ -97,8 +98,13 @@ def _replace(here: place.Place, manifest: Path, text: str) -> None:
     wait.until(renewed, seconds=120)
 
 
-def play(made: Release, number: int, rounds: int, model: str) -> tuple[list[Round], list[str]]:
-    """Play the rounds of one release; return them and the faults of its requests."""
+def play(
+    made: Release, number: int, rounds: int, model: str, out: Path
+) -> tuple[list[Round], list[str]]:
+    """Play the rounds of one release; return them and the faults of its requests.
+
+    The first release's last step is drawn over time.
+    """
     pause = random.Random(number)  # noqa: S311  # moments, not secrets
     labels = f'namespace="{made.namespace}", release="{made.name}"'
     played: list[Round] = []
@@ -108,11 +114,13 @@ def play(made: Release, number: int, rounds: int, model: str) -> tuple[list[Roun
             played.append(step.run_round(stage, PLAN))
             step.say(f"release {number}, round {count + 1} of {rounds}: {played[-1]}")
         faults = sorted({outcome.fault for outcome in stage.driver.record.failed})
+        if number == 1:
+            step.write(out, PLAN, played, stage, f"One step of the load, {model}")
     return played, faults
 
 
 def run(
-    here: place.Place, *, scaler: str, count: int, rounds: int, model: str
+    here: place.Place, *, scaler: str, count: int, rounds: int, model: str, out: Path
 ) -> tuple[list[Round], list[str]]:
     """Install the releases, play all rounds, remove everything; return rounds and faults."""
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
@@ -124,7 +132,8 @@ def run(
 
         # The first one alone: it may have to teach the adapter a rule that all share.
         made = [install(1), *pool.map(install, range(2, count + 1))]
-        results = list(pool.map(play, made, range(1, count + 1), [rounds] * count, [model] * count))
+        words = ([rounds] * count, [model] * count, [out] * count)
+        results = list(pool.map(play, made, range(1, count + 1), *words))
     played = [each for part, _ in results for each in part]
     return played, sorted({fault for _, part in results for fault in part})
 
@@ -143,6 +152,7 @@ def report(
         "model": model,
         "scaler": scaler,
         "sync": sync,
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
         "releases": count,
         "rounds": len(played),
         "cores": os.cpu_count(),
@@ -198,6 +208,7 @@ def main() -> int:
                 count=options.releases,
                 rounds=options.rounds,
                 model=options.model,
+                out=options.out,
             )
     except (helm.CommandFailedError, TimeoutError) as error:
         print(f"fleet: {error}", file=sys.stderr)

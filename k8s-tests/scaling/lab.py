@@ -17,6 +17,8 @@ from triton_hf.embedded import Server, running_server
 
 NAMESPACE = "lab"
 RELEASE = "lab"
+# A name as a ReplicaSet of the chart gives it, because the rendered query looks for such.
+POD = "lab-triton-5b6454d5f7-dq9z5"
 SIMULATED = ROOT / "model_repository" / "simulated"
 # What the chart renders for its servers.
 METRICS = ("--metrics-config=summary_latencies=true", "--metrics-interval-ms=500")
@@ -78,7 +80,7 @@ def running_lab(
                 "static_configs": [
                     {
                         "targets": [f"127.0.0.1:{server.ports.metrics}"],
-                        "labels": target_labels("lab-server-0"),
+                        "labels": target_labels(POD),
                     }
                 ],
             }

@@ -1,15 +1,17 @@
 """How true the autoscaler's signal is: what Prometheus scraped against what was in flight.
 
 Usage: python -m scaling.signal --out FILE (PYTHONPATH=k8s-tests:image)
-Runs a real Triton with simulated models and a real Prometheus on this machine, and writes the
-accuracy at several rates and the linearity against offered concurrency as JSON.
-Exit codes: 0 written, 2 no Prometheus on this machine.
+Runs a real Triton with simulated models and a real Prometheus on this machine, asks it what the
+chart lets KEDA ask, and writes as JSON: the accuracy at several rates, the linearity against
+offered concurrency, and how soon requests of a minute are seen. No cluster is needed.
+Exit codes: 0 written, 2 no Prometheus or no helm on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -19,11 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling import lab, load
+from scaling import lab, load, query
 from scaling.lab import Lab, running_lab
+from support import wait
 from support.prometheus import Prometheus, binary
 
-PARTS = ("triton_hf_requests_running", "triton_hf_requests_waiting")
+# Between two values of a range: shorter than the pause between scrapes, so that none is missed.
+RANGE_STEP = 0.25
+TARGET = 24.0
 # The engine's counts reach /metrics four times a second: on average they are half of that old.
 AGE = 0.125
 
@@ -47,6 +52,7 @@ CASES = (
 )
 LEVELS = (0, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 LEVEL_SLOTS = 8
+LONG_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +83,40 @@ class Linearity:
     failed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reaction:
+    """How soon the signal shows requests that all still run."""
+
+    requests: int
+    request_seconds: float
+    seconds: float
+    answered: int
+
+
+def question(models: Sequence[str]) -> str:
+    """Return what the chart lets KEDA ask about these models of the lab.
+
+    Raises:
+        RenderError: helm cannot render the chart.
+    """
+    return query.of_keda(lab.NAMESPACE, lab.RELEASE, models="|".join(models), target=TARGET)
+
+
 def scraped(
     prometheus: Prometheus, models: Sequence[str], *, start: float, end: float
 ) -> list[tuple[float, float]]:
-    """Return (time, in flight summed over models) for every scrape between two times."""
-    names = "|".join(models)
-    sums: dict[float, float] = {}
-    for part in PARTS:
-        selector = f'{part}{{release="{lab.RELEASE}", model=~"{names}"}}'
-        for series in prometheus.samples(selector, start=start, end=end):
-            for at, value in zip(series.times, series.values, strict=True):
-                sums[at] = sums.get(at, 0.0) + value
-    return sorted((at, value) for at, value in sums.items() if start <= at <= end)
+    """Return (time of the scrape, signal) for every scrape between two times."""
+    asked = {"start": start, "end": end, "step": RANGE_STEP}
+    one = f'triton_hf_requests_running{{pod="{lab.POD}",model="{models[0]}"}}'
+    (times,) = prometheus.query_range(f"timestamp({one})", **asked)
+    (signal,) = prometheus.query_range(question(models), **asked)
+    values = dict(zip(signal.times, signal.values, strict=True))
+    found = {
+        scrape: values[at]
+        for at, scrape in zip(times.times, times.values, strict=True)
+        if at in values and scrape >= start
+    }
+    return sorted(found.items())
 
 
 def targets(pair: Lab, models: Sequence[str], **parameters: Any) -> list[load.Target]:
@@ -144,6 +172,32 @@ def measure_linearity(pair: Lab, model: str, *, seconds: float = 6.0) -> Lineari
     )
 
 
+def measure_reaction(pair: Lab, model: str, *, requests: int = 10) -> Reaction:
+    """Return how long it takes until the signal shows requests that were sent at once.
+
+    Raises:
+        TimeoutError: it does not show them.
+    """
+    asked = question([model])
+    with load.Load(targets(pair, [model], max_tokens=1), timeout=90) as driver:
+        start = time.monotonic()
+        driver.clients(requests)
+
+        def shown() -> bool:
+            return pair.prometheus.query(asked)[0].last == requests
+
+        wait.until(shown, seconds=LONG_SECONDS, every=0.1)
+        seconds = time.monotonic() - start
+        answered = len(driver.record.outcomes)
+        driver.hang_up()
+    return Reaction(
+        requests=requests,
+        request_seconds=LONG_SECONDS,
+        seconds=round(seconds, 2),
+        answered=answered,
+    )
+
+
 def simulated(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
     """Return the parameters of all models that the cases, the levels and the long request need."""
     quick = {"slots": 48, "max_queue": 256, "max_queue_seconds": 0}
@@ -153,7 +207,7 @@ def simulated(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
         for name in names(case)
     }
     made["levels"] = {**quick, "slots": LEVEL_SLOTS, "ttft_ms": 500}
-    made["long"] = {**quick, "slots": 4, "ttft_ms": 60_000}
+    made["long"] = {**quick, "slots": 4, "ttft_ms": int(LONG_SECONDS * 1000)}
     return made
 
 
@@ -169,6 +223,11 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    try:
+        question(["any"])
+    except query.RenderError as error:
+        print(f"signal: {error}", file=sys.stderr)
+        return 2
     with (
         tempfile.TemporaryDirectory() as folder,
         running_lab(program, Path(folder), simulated(CASES)) as pair,
@@ -179,9 +238,14 @@ def main() -> int:
             print(f"signal: {accuracy[-1]} error {accuracy[-1].error:.2%}", file=sys.stderr)
         linearity = measure_linearity(pair, "levels")
         print(f"signal: {linearity}", file=sys.stderr)
+        reaction = measure_reaction(pair, "long")
+        print(f"signal: {reaction}", file=sys.stderr)
     report = {
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cores": os.cpu_count(),
         "accuracy": [{**asdict(item), "error": item.error} for item in accuracy],
         "linearity": asdict(linearity),
+        "reaction": asdict(reaction),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
