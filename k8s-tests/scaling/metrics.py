@@ -53,7 +53,6 @@ KUBERNETES = {
     "kube_deployment_status_replicas_ready",
     "kube_horizontalpodautoscaler_spec_max_replicas",
     "kube_horizontalpodautoscaler_status_desired_replicas",
-    "kube_job_status_failed",
     "kube_pod_container_status_restarts_total",
     "kube_pod_status_ready",
     "kubelet_volume_stats_available_bytes",
@@ -68,8 +67,3 @@ DCGM = {
     "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
     "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
 }
-
-
-def needs_gpu(names: set[str]) -> bool:
-    """Whether a query over these metrics has data only where a GPU is."""
-    return bool(names & (TRITON_GPU | DCGM))

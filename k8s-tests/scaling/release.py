@@ -46,9 +46,9 @@ def values(
     scaler: str = "hpa",
     least: int = 1,
     most: int = 4,
-    settle: int = 15,
+    settle: int | None = 15,
     target: int = TARGET,
-    parameters: Mapping[str, int] = PARAMETERS,
+    parameters: Mapping[str, int | str] = PARAMETERS,
     model: str = MODEL,
 ) -> dict[str, Any]:
     """Return values of a release that follows its load.
@@ -59,7 +59,8 @@ def values(
         scaler: `hpa` or `keda`.
         least: minReplicas.
         most: maxReplicas.
-        settle: scaleDown.stabilizationWindowSeconds.
+        settle: scaleDown.stabilizationWindowSeconds, with all pods going at once after it; None
+            leaves the chart's own behaviour.
         target: requests in flight that the autoscaler wants in a pod.
         parameters: of the simulated model.
         model: `simulated`, or SMOLLM2 on the full image.
@@ -68,24 +69,24 @@ def values(
         spec: dict[str, Any] = {"repository": REPOSITORY, "parameters": REAL}
     else:
         spec = {"engine": "simulated", "parameters": dict(parameters)}
+    autoscaling: dict[str, Any] = {
+        "enabled": True,
+        "scaler": scaler,
+        "signal": "inflight",
+        "target": target,
+        "minReplicas": least,
+        "maxReplicas": most,
+    }
+    if settle is not None:
+        policy = {"type": "Percent", "value": 100, "periodSeconds": 15}
+        autoscaling["behavior"] = {
+            "scaleDown": {"stabilizationWindowSeconds": settle, "policies": [policy]}
+        }
     return small.values(here, host, models={model: spec}, light=model != SMOLLM2) | {
         "shutdown": {"preStopSeconds": 5, "drainSeconds": 30},
         # Each look is a process in the pod; with a dozen new pods, one a second keeps a core busy.
         "probes": {"startup": {"budgetSeconds": 180, "periodSeconds": 2}},
-        "autoscaling": {
-            "enabled": True,
-            "scaler": scaler,
-            "signal": "inflight",
-            "target": target,
-            "minReplicas": least,
-            "maxReplicas": most,
-            "behavior": {
-                "scaleDown": {
-                    "stabilizationWindowSeconds": settle,
-                    "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}],
-                }
-            },
-        },
+        "autoscaling": autoscaling,
         "metrics": {
             "scrape": {"kind": "podMonitor", "intervalSeconds": 2},
             "rules": {"enabled": True},
