@@ -110,9 +110,11 @@ def test_ten_minutes_of_noise_change_nothing(here: place.Place, row: Row) -> Non
 
     They are there before the autoscaler may choose, so that the first requests are no step.
     """
-    row.fault = "10 minutes of noisy steady load, the chart's own behaviour"
+    row.fault = (
+        "10 minutes of noisy steady load, HPA, autoscaling.behavior as in the chart's values.yaml"
+    )
     row.mark = "0 flaps: the autoscaler keeps its decision"
-    words = {"most": 6, "settle": 300, "target": TARGET, "parameters": PARAMETERS}
+    words = {"most": 6, "settle": None, "target": TARGET, "parameters": PARAMETERS}
     with following(here, least=2, **words) as (release, watcher):
         with load.Load([calls_of(release)]) as calls:
             calls.rate(1.4 * TARGET / CALL_SECONDS)
@@ -164,14 +166,32 @@ def firing(here: place.Place, namespace: str) -> set[str]:
     return {series.labels["alertname"] for series in found}
 
 
-def test_lost_metrics_do_not_scale_in_and_found_ones_do(here: place.Place, row: Row) -> None:
+# KEDA goes on with its last decision, and the HPA that it made has a metric.
+TOLD = {
+    "hpa": {"TritonMetricsAbsent", "TritonAutoscalerBlind"},
+    "keda": {"TritonMetricsAbsent"},
+}
+
+
+def watched(here: place.Place) -> bool:
+    """Return whether the alert fires whose silence a dead man's switch takes for a fault."""
+    with in_cluster(here) as prometheus:
+        return bool(prometheus.query('ALERTS{alertname="TritonWatchdog",alertstate="firing"}'))
+
+
+@pytest.mark.parametrize("scaler", sorted(TOLD))
+def test_lost_metrics_do_not_scale_in_and_found_ones_do(
+    here: place.Place, row: Row, scaler: str
+) -> None:
     """First Prometheus is gone, then it is there and cannot see the servers, which it tells."""
-    row.fault = "Prometheus down for 5 minutes, then its PodMonitor gone; little load left, HPA"
+    if scaler == "keda":
+        skip_without_keda(here)
+    row.fault = f"Prometheus down for 5 minutes, then its PodMonitor gone; little load left, {scaler}"
     row.mark = (
-        "0 failed of >= 400 while it is down; no scale-in, no restart; alerts fire once Prometheus "
-        "runs; scale-in once metrics are back"
+        "0 failed of >= 400 while it is down; no scale-in, no restart; the watchdog is silent "
+        "meanwhile; alerts fire once Prometheus runs; scale-in once metrics are back"
     )
-    with following(here) as (release, watcher):
+    with following(here, scaler=scaler) as (release, watcher):
         timeline = watcher.timeline
 
         def kept() -> bool:
@@ -183,25 +203,29 @@ def test_lost_metrics_do_not_scale_in_and_found_ones_do(here: place.Place, row: 
             calls.clients(2 * TARGET)
             until(lambda: timeline.value("desired") == 2, seconds=180)
             servers.wait_settled(release, 2)
+            until(lambda: watched(here), seconds=60)
             with prometheus_down(here):
                 down = time.time()
                 end = down + 300
                 calls.clients(FEW)
                 until(lambda: kept() and time.time() > end, seconds=330, every=3)
                 meanwhile = traffic.begun(calls.record.outcomes, down, end)
+                with pytest.raises(TimeoutError):
+                    watched(here)
                 words = ("-n", release.namespace, "delete", "podmonitor", "--all")
                 helm.run(here, "kubectl", *words)
             start = time.time()
-            expected = {"TritonMetricsAbsent", "TritonAutoscalerBlind"}
+            expected = TOLD[scaler]
             until(
                 lambda: kept() and expected <= firing(here, release.namespace),
                 seconds=600,
                 every=10,
             )
             told = time.time() - start
+            assert watched(here)
             pods = servers.wait_settled(release, 2)
             assert {servers.restarts(release, p["metadata"]["name"]) for p in pods} == {0}
-        again = {"target": TARGET, "parameters": PARAMETERS}
+        again = {"target": TARGET, "parameters": PARAMETERS, "scaler": scaler}
         release.apply(scaled.values(here, f"{release.namespace}.test", **again))
         until(lambda: timeline.value("desired") == 1, seconds=240)
     row.measured = (
@@ -211,3 +235,11 @@ def test_lost_metrics_do_not_scale_in_and_found_ones_do(here: place.Place, row: 
     )
     assert len(meanwhile) >= traffic.ENOUGH
     assert traffic.describe(calls.record.failed) == []
+
+
+def skip_without_keda(here: place.Place) -> None:
+    """Skip where nothing serves external metrics."""
+    try:
+        helm.run(here, "kubectl", "get", "apiservice", "v1beta1.external.metrics.k8s.io")
+    except helm.CommandFailedError:
+        pytest.skip("needs KEDA: python3 -m cluster up --with keda")
