@@ -12,7 +12,9 @@ TYPED = (
     "image/triton_hf",
     "image/triton_native",
     "load_testing/triton_load",
+    "charts/dashboards",
     "k8s-tests/cluster",
+    "k8s-tests/scaling",
     "k8s-tests/support",
 )
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from dashboards.__main__ import differences, generate, rendered
@@ -32,11 +34,11 @@ every_panel = pytest.mark.parametrize("panel", PANELS, ids=of_panel)
 every_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda d: d.name)
 
 
-def test_the_committed_files_are_what_the_code_writes():
+def test_the_committed_files_are_what_the_code_writes() -> None:
     assert differences() == []
 
 
-def test_a_changed_missing_or_left_over_file_is_named(tmp_path):
+def test_a_changed_missing_or_left_over_file_is_named(tmp_path: Path) -> None:
     generate(tmp_path)
     (tmp_path / "overview.json").write_text("{}\n")
     (tmp_path / "model.json").unlink()
@@ -48,12 +50,12 @@ def test_a_changed_missing_or_left_over_file_is_named(tmp_path):
     ]
 
 
-def test_the_three_dashboards_are_there():
+def test_the_three_dashboards_are_there() -> None:
     assert [dashboard.name for dashboard in DASHBOARDS] == ["gpu", "model", "overview"]
 
 
 @pytest.mark.parametrize("name", sorted(rendered()))
-def test_the_sdks_model_of_a_dashboard_loses_nothing_of_the_file(name):
+def test_the_sdks_model_of_a_dashboard_loses_nothing_of_the_file(name: str) -> None:
     register_default_plugins()
     data = json.loads((FOLDER / name).read_text())
     read = Model.from_json(data)
@@ -61,7 +63,7 @@ def test_the_sdks_model_of_a_dashboard_loses_nothing_of_the_file(name):
 
 
 @every_dashboard
-def test_ids_are_unique_and_panels_do_not_overlap(dashboard: Dashboard):
+def test_ids_are_unique_and_panels_do_not_overlap(dashboard: Dashboard) -> None:
     data = json.loads((FOLDER / f"{dashboard.name}.json").read_text())
     numbers = [item["id"] for item in data["panels"]]
     assert len(set(numbers)) == len(numbers)
@@ -78,7 +80,7 @@ def test_ids_are_unique_and_panels_do_not_overlap(dashboard: Dashboard):
 
 
 @every_dashboard
-def test_data_source_namespace_and_release_are_variables(dashboard: Dashboard):
+def test_data_source_namespace_and_release_are_variables(dashboard: Dashboard) -> None:
     data = json.loads((FOLDER / f"{dashboard.name}.json").read_text())
     names = [item["name"] for item in data["templating"]["list"]]
     assert names[:3] == ["datasource", "namespace", "release"]
@@ -90,16 +92,16 @@ def test_data_source_namespace_and_release_are_variables(dashboard: Dashboard):
 
 
 @pytest.mark.parametrize("name", ["overview", "model"])
-def test_models_are_a_variable_without_the_streaming_companions(name: str):
+def test_models_are_a_variable_without_the_streaming_companions(name: str) -> None:
     (dashboard,) = [d for d in DASHBOARDS if d.name == name]
     (variable,) = [v for v in dashboard.variables if v.name == "model"]
     assert variable.all_value == ".+"
-    assert panels.re.search(variable.regex, "llama3-8b")
-    assert not panels.re.search(variable.regex, "llama3-8b_stream")
+    assert re.search(variable.regex, "llama3-8b")
+    assert not re.search(variable.regex, "llama3-8b_stream")
 
 
 @every_panel
-def test_a_panel_has_title_unit_description_and_a_query(panel: Panel):
+def test_a_panel_has_title_unit_description_and_a_query(panel: Panel) -> None:
     assert panel.title
     assert panel.unit
     assert panel.description.endswith(".")
@@ -108,20 +110,20 @@ def test_a_panel_has_title_unit_description_and_a_query(panel: Panel):
 
 
 @every_panel
-def test_a_panel_ranges_over_the_rate_interval_and_nothing_fixed(panel: Panel):
+def test_a_panel_ranges_over_the_rate_interval_and_nothing_fixed(panel: Panel) -> None:
     for query in panel.queries:
         assert "[$__rate_interval]" in query.expression
         assert query.expression.count("[") == query.expression.count("[$__rate_interval]")
 
 
 @every_panel
-def test_a_panel_asks_only_for_metrics_that_exist(panel: Panel):
+def test_a_panel_asks_only_for_metrics_that_exist(panel: Panel) -> None:
     for query in panel.queries:
         assert promql.metrics(filled(query)) <= KNOWN
 
 
 @every_panel
-def test_every_selector_of_a_panel_is_bound_to_namespace_and_release(panel: Panel):
+def test_every_selector_of_a_panel_is_bound_to_namespace_and_release(panel: Panel) -> None:
     for query in panel.queries:
         for name, matchers in promql.selectors(filled(query)):
             assert matchers.get("namespace") == "namespace", name
@@ -130,7 +132,7 @@ def test_every_selector_of_a_panel_is_bound_to_namespace_and_release(panel: Pane
 
 
 @every_panel
-def test_counters_are_shown_as_rates_and_gauges_never(panel: Panel):
+def test_counters_are_shown_as_rates_and_gauges_never(panel: Panel) -> None:
     for query in panel.queries:
         for function, argument in promql.functions(filled(query)):
             if function not in ("rate", "increase", "irate"):
@@ -155,19 +157,19 @@ def test_counters_are_shown_as_rates_and_gauges_never(panel: Panel):
 
 
 @every_panel
-def test_no_divisor_is_shifted_to_hide_a_division_by_zero(panel: Panel):
+def test_no_divisor_is_shifted_to_hide_a_division_by_zero(panel: Panel) -> None:
     for query in panel.queries:
         assert "clamp_min" not in query.expression
         assert "1 + " not in query.expression
         assert "or vector(" not in query.expression
 
 
-def test_the_unknown_variable_of_a_query_is_an_error():
+def test_the_unknown_variable_of_a_query_is_an_error() -> None:
     with pytest.raises(KeyError):
         panels.fill('up{job="$job"}', {"namespace": "x"})
 
 
-def test_every_panel_of_the_issue_is_on_the_overview():
+def test_every_panel_of_the_issue_is_on_the_overview() -> None:
     (overview,) = [d for d in DASHBOARDS if d.name == "overview"]
     titles = {panel.title for panel in overview.panels}
     assert titles >= {
@@ -182,5 +184,5 @@ def test_every_panel_of_the_issue_is_on_the_overview():
     }
 
 
-def test_queries_are_many_enough_to_be_worth_the_name():
+def test_queries_are_many_enough_to_be_worth_the_name() -> None:
     assert len(QUERIES) > 60

@@ -45,7 +45,7 @@ def values(prometheus: Prometheus, name: str) -> dict[str, str]:
 )
 def test_a_query_returns_data_from_a_release_that_has_all_metrics(
     told: tuple[Prometheus, float], panel: panels.Panel, query: panels.Query
-):
+) -> None:
     prometheus, end = told
     expression = panels.fill(query.expression, values(prometheus, panel.dashboard))
     answer = prometheus.query_range(expression, start=end - 600, end=end, step=60)
@@ -66,7 +66,7 @@ def test_a_query_returns_data_from_a_release_that_has_all_metrics(
 )
 def test_a_panel_shows_the_number_that_the_story_tells(
     told: tuple[Prometheus, float], dashboard: str, title: str, expected: float
-):
+) -> None:
     prometheus, end = told
     panel, query = next((p, q) for p, q in QUERIES if p.dashboard == dashboard and p.title == title)
     expression = panels.fill(query.expression, values(prometheus, panel.dashboard))
@@ -75,7 +75,7 @@ def test_a_panel_shows_the_number_that_the_story_tells(
 
 def test_every_dashboard_is_drawn_and_nothing_is_missing(
     told: tuple[Prometheus, float], tmp_path: Path
-):
+) -> None:
     prometheus, end = told
     files, missing = draw.draw_all(prometheus, tmp_path, minutes=20, chosen={}, end=end)
     assert missing == []
@@ -90,7 +90,7 @@ def test_every_dashboard_is_drawn_and_nothing_is_missing(
 
 def test_a_query_without_data_is_named_and_the_rest_drawn(
     told: tuple[Prometheus, float], tmp_path: Path
-):
+) -> None:
     prometheus, end = told
     files, missing = draw.draw_all(
         prometheus, tmp_path, minutes=20, chosen={"deployment": "other"}, end=end
@@ -105,7 +105,7 @@ def test_a_query_without_data_is_named_and_the_rest_drawn(
 
 def test_no_release_in_prometheus_is_one_sentence_for_each_dashboard(
     told: tuple[Prometheus, float], tmp_path: Path
-):
+) -> None:
     prometheus, end = told
     files, missing = draw.draw_all(
         prometheus, tmp_path, minutes=20, chosen={"namespace": "other"}, end=end
@@ -115,11 +115,11 @@ def test_no_release_in_prometheus_is_one_sentence_for_each_dashboard(
     assert all("has no value" in sentence for sentence in missing)
 
 
-def test_nobody_at_the_address_is_one_sentence():
+def test_nobody_at_the_address_is_one_sentence() -> None:
     with pytest.raises(PrometheusError, match=r"no Prometheus answers at http://127\.0\.0\.1:1"):
         Prometheus(url="http://127.0.0.1:1").query("up")
 
 
-def test_the_story_tells_of_every_metric_that_a_panel_uses():
+def test_the_story_tells_of_every_metric_that_a_panel_uses() -> None:
     known = metrics.engine() | metrics.TRITON | metrics.TRITON_GPU
     assert story.names() <= known | metrics.KUBERNETES | metrics.DCGM

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from scaling import pages, simulation, simulation_report
+from scaling import controlplane, pages, simulation, simulation_report
 
 from cluster import binaries
 
@@ -99,7 +99,7 @@ def test_the_chart_scales_a_simulated_fleet(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl for the certificates of the control plane")
     try:
-        binaries.ensure(simulation.controlplane.PROGRAMS)
+        binaries.ensure(controlplane.PROGRAMS)
     except binaries.MissingError as error:
         pytest.skip(str(error))
     options = argparse.Namespace(

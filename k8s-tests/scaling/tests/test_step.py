@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scaling import fleet, load, step, step_plot
+from scaling.rounds import Plan, Round, Stage
 from scaling.watch import Timeline
 
 from support import helm, place
@@ -23,49 +25,49 @@ def steady(start: float, end: float, seconds: float) -> list[load.Outcome]:
     return [outcome(start + 0.1 * i, seconds) for i in range(int((end - start) * 10))]
 
 
-def test_p95_is_back_when_it_stays_under_the_objective_to_the_end():
+def test_p95_is_back_when_it_stays_under_the_objective_to_the_end() -> None:
     done = steady(0, 20, 3.0) + steady(20, 40, 1.0)
     back = step.p95_back(done, start=0, end=40, objective=2.0)
     assert back is not None
     assert 24 <= back <= 25.5
 
 
-def test_p95_that_rises_again_is_not_back():
+def test_p95_that_rises_again_is_not_back() -> None:
     done = steady(0, 10, 3.0) + steady(10, 20, 1.0) + steady(20, 30, 3.0)
     assert step.p95_back(done, start=0, end=30, objective=2.0) is None
 
 
-def test_silence_is_not_a_good_p95():
+def test_silence_is_not_a_good_p95() -> None:
     assert step.p95_back([], start=0, end=30, objective=2.0) is None
 
 
-def test_failed_requests_do_not_make_p95_better():
+def test_failed_requests_do_not_make_p95_better() -> None:
     done = [outcome(1, 5.0), outcome(1, 0.01, "status 503")]
     assert step.p95(done) == 5.0
 
 
-def test_summary_counts_only_rounds_in_which_it_happened():
-    base = {
+def test_summary_counts_only_rounds_in_which_it_happened() -> None:
+    base: dict[str, Any] = {
         "at": 0.0, "ended": 60.0, "p95_low_seconds": 1.0, "objective_seconds": 1.5,
         "signal_crossed_seconds": 2.0, "scheduled_seconds": 5.0, "ready_seconds": 9.0,
         "all_ready_seconds": 12.0, "p95_back_seconds": 15.0, "most_replicas": 4,
         "back_seconds": 30.0, "requests": 100, "failed": 0,
     }  # fmt: skip
-    rounds = [step.Round(decided_seconds=4.0, **base), step.Round(decided_seconds=None, **base)]
+    rounds = [Round(decided_seconds=4.0, **base), Round(decided_seconds=None, **base)]
     assert step.summary(rounds)["decided_seconds"] == {
         "mean": 4.0, "median": 4.0, "worst": 4.0, "rounds": 1,
     }  # fmt: skip
 
 
-def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path):
-    base = {
+def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path) -> None:
+    base: dict[str, Any] = {
         "at": 0.0, "ended": 60.0, "p95_low_seconds": 1.0, "objective_seconds": 1.5,
         "signal_crossed_seconds": 2.0, "scheduled_seconds": 5.0, "all_ready_seconds": 12.0,
         "p95_back_seconds": None, "most_replicas": 4, "back_seconds": 30.0, "requests": 100,
     }  # fmt: skip
     rounds = [
-        step.Round(decided_seconds=4.0, ready_seconds=9.0, failed=0, **base),
-        step.Round(decided_seconds=8.0, ready_seconds=None, failed=1, **base),
+        Round(decided_seconds=4.0, ready_seconds=9.0, failed=0, **base),
+        Round(decided_seconds=8.0, ready_seconds=None, failed=1, **base),
     ]
     found = fleet.report(rounds, ["status 503"], scaler="hpa", sync="15s", count=2)
     assert (found["requests"], found["failed"], found["rounds"]) == (200, 1, 2)
@@ -80,7 +82,7 @@ def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path)
     assert (tmp_path / "fleet.png").stat().st_size > 5_000
 
 
-def test_the_sync_period_of_a_cluster_that_is_not_ours_stays_as_it_is():
+def test_the_sync_period_of_a_cluster_that_is_not_ours_stays_as_it_is() -> None:
     theirs = place.Place(kubeconfig=Path("/nowhere"), push="", pull="", embedded=False)
     with fleet.hpa_sync(theirs, None) as period:
         assert period == "unknown"
@@ -88,7 +90,7 @@ def test_the_sync_period_of_a_cluster_that_is_not_ours_stays_as_it_is():
         pass
 
 
-def test_a_timeline_keeps_changes_and_forgets_repetitions():
+def test_a_timeline_keeps_changes_and_forgets_repetitions() -> None:
     line = Timeline()
     for value in (1, 1, 4, 4, 1):
         line.add("ready", value)
@@ -136,7 +138,7 @@ def target(port: int, path: str, *, stream: bool = False) -> load.Target:
     return load.Target(address="127.0.0.1", port=port, path=path, body=b"{}", stream=stream)
 
 
-def test_clients_keep_exactly_so_many_requests_in_flight(port: int):
+def test_clients_keep_exactly_so_many_requests_in_flight(port: int) -> None:
     with load.Load([target(port, "/")]) as driver:
         driver.clients(5)
         time.sleep(1.0)
@@ -156,7 +158,9 @@ def test_clients_keep_exactly_so_many_requests_in_flight(port: int):
         ("/whole", True, ""),
     ],
 )
-def test_a_request_is_sent_once_and_its_fault_told(port: int, path: str, stream: bool, fault: str):
+def test_a_request_is_sent_once_and_its_fault_told(
+    port: int, path: str, stream: bool, fault: str
+) -> None:
     with load.Load([target(port, path, stream=stream)]) as driver:
         driver.clients(1)
         time.sleep(0.1)
@@ -164,7 +168,7 @@ def test_a_request_is_sent_once_and_its_fault_told(port: int, path: str, stream:
     assert [outcome.fault for outcome in driver.record.outcomes] == [fault]
 
 
-def test_nobody_listening_is_a_failed_request():
+def test_nobody_listening_is_a_failed_request() -> None:
     with load.Load([target(1, "/")]) as driver:
         driver.clients(1)
         time.sleep(0.05)
@@ -172,13 +176,15 @@ def test_nobody_listening_is_a_failed_request():
     assert "refused" in driver.record.failed[0].fault.lower()
 
 
-def test_the_report_and_its_plot_hold_what_was_measured(tmp_path, monkeypatch):
+def test_the_report_and_its_plot_hold_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at = time.time() - 100
     line = Timeline()
     line.add("ready", 1)
     driver = load.Load([target(1, "/")])
     driver.record.outcomes += [outcome(at + 1, 0.5), outcome(at + 2, 0.5, "status 503: busy")]
-    found = step.Round(
+    found = Round(
         at=at, ended=at + 60, p95_low_seconds=0.5, objective_seconds=0.75,
         signal_crossed_seconds=1.0, decided_seconds=3.0, scheduled_seconds=4.0, ready_seconds=9.0,
         all_ready_seconds=11.0, p95_back_seconds=15.0, most_replicas=4, back_seconds=30.0,
@@ -186,10 +192,8 @@ def test_the_report_and_its_plot_hold_what_was_measured(tmp_path, monkeypatch):
     )  # fmt: skip
     series = Series(labels={}, times=(at, at + 1), values=(3.0, 12.0))
     monkeypatch.setattr(Prometheus, "query_range", lambda *_, **__: [series])
-    stage = step.Stage(
-        driver=driver, timeline=line, prometheus=Prometheus(url=""), labels="", least=1
-    )
-    step.write(tmp_path, step.Plan(target=3), [found], stage, "a title")
+    stage = Stage(driver=driver, timeline=line, prometheus=Prometheus(url=""), labels="", least=1)
+    step.write(tmp_path, Plan(target=3), [found], stage, "a title")
     report = json.loads((tmp_path / "step.json").read_text())
     assert report["requests"] == 2
     assert report["failed"] == 1
