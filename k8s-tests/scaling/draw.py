@@ -185,9 +185,10 @@ def _graph(
     if panel.stacked and found:
         _stack(axes, panel, found, span)
     else:
+        # Zeros lie on the axis: they are drawn whole and over it, or nobody would see them.
+        style = {"linewidth": 1.3, "clip_on": False, "zorder": 3}
         for line, label in zip(found, _labels(found, panel), strict=True):
-            # On the axis itself a line of zeros would be cut in half.
-            axes.plot(_times(line), line.values, linewidth=1.3, label=label, clip_on=False)
+            axes.plot(_times(line), line.values, label=label, **style)
     axes.set_xlim(_day(span.start), _day(span.end))
     axes.margins(y=0.08)
     all_zero = not any(value > 0 for line in found for value in line.values)
