@@ -21,7 +21,7 @@ VOLUME = {
     "kubelet_volume_stats_capacity_bytes": 8e9,
 }
 # A counter stands as what it gains in a second.
-_SERVE = """
+SERVE = """
 import http.server, os, time
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -30,8 +30,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for line in os.environ["PAGE"].splitlines():
             series, kind, value = line.rsplit(" ", 2)
             factor = time.time() if kind == "counter" else 1.0
-            lines.append(f"{series} {float(value) * factor:.0f}" if kind == "counter"
-                         else f"{series} {value}")
+            lines.append(f"{series} {float(value) * factor}")
         body = (chr(10).join(lines) + chr(10)).encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")
@@ -68,7 +67,7 @@ def objects(release: Release, page: str) -> list[dict[str, Any]]:
     container = {
         "name": "page",
         "image": images.reference(release.place, "triton-hf-light"),
-        "command": ["python3", "-c", _SERVE],
+        "command": ["python3", "-c", SERVE],
         "env": [{"name": "PAGE", "value": page}, {"name": "PORT", "value": str(PORT)}],
         "ports": [{"name": "metrics", "containerPort": PORT}],
         "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
