@@ -186,7 +186,9 @@ def test_lost_metrics_do_not_scale_in_and_found_ones_do(
     """First Prometheus is gone, then it is there and cannot see the servers, which it tells."""
     if scaler == "keda":
         skip_without_keda(here)
-    row.fault = f"Prometheus down for 5 minutes, then its PodMonitor gone; little load left, {scaler}"
+    row.fault = (
+        f"Prometheus down for 5 minutes, then its PodMonitor gone; little load left, {scaler}"
+    )
     row.mark = (
         "0 failed of >= 400 while it is down; no scale-in, no restart; the watchdog is silent "
         "meanwhile; alerts fire once Prometheus runs; scale-in once metrics are back"
