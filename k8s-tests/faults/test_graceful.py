@@ -109,6 +109,7 @@ def test_scale_in_loses_no_request_and_breaks_no_stream(
     load.lost_nothing()
 
 
+@pytest.mark.slow
 def test_a_deleted_pod_loses_no_request_and_breaks_no_stream(
     release: Release, install: Install, row: Row
 ) -> None:
