@@ -160,7 +160,7 @@ def measure_linearity(pair: Lab, model: str, *, seconds: float = 6.0) -> Lineari
             driver.clients(level)
             time.sleep(seconds)
             end = time.time()
-            last = scraped(pair.prometheus, [model], start=end - seconds / 2, end=end)
+            last = scraped(pair.prometheus, [model], start=end - seconds * 2 / 3, end=end)
             signal.append(statistics.fmean(value for _, value in last))
     slope, _ = statistics.linear_regression(LEVELS, signal)
     return Linearity(
@@ -206,7 +206,9 @@ def simulated(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
         for case in cases
         for name in names(case)
     }
-    made["levels"] = {**quick, "slots": LEVEL_SLOTS, "ttft_ms": 500}
+    # No part of the second between two scrapes: or each scrape could meet the moment in which all
+    # slots change hands.
+    made["levels"] = {**quick, "slots": LEVEL_SLOTS, "ttft_ms": 430}
     made["long"] = {**quick, "slots": 4, "ttft_ms": int(LONG_SECONDS * 1000)}
     return made
 
