@@ -4,6 +4,8 @@
 
 Prints its port on the first line; at SIGTERM it prints what it did as one line of JSON. Requests
 are answered by `slots` at a time, first come first served, which makes a queue of known length.
+With --numbered, the `prompt_tokens` of an answer are its place in that log, from 1 on: so a client
+can be held against the server request by request.
 """
 
 from __future__ import annotations
@@ -70,20 +72,25 @@ class KnownServer:
         writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
 
     async def stream(self, writer: asyncio.StreamWriter, arrived: float) -> None:
-        moments = [arrived]
+        options, moments = self.options, [arrived]
         self.log.append(moments)
+        place = len(self.log)
+        slow = options.slow_every and place % options.slow_every == 0
         async with self.slots:
-            due = time.perf_counter() + self.options.ttft_ms / 1000
+            wait = options.ttft_ms + (options.slow_ms if slow else 0)
+            due = time.perf_counter() + wait / 1000
             head = "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
             writer.write(f"HTTP/1.1 200 OK\r\n{head}".encode())
-            for number in range(1, self.options.tokens + 1):
+            number = 0
+            while number < options.tokens:
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                due += self.options.gap_ms / 1000
-                last = number == self.options.tokens
+                due += options.gap_ms / 1000
+                number = min(number + options.tokens_per_event, options.tokens)
+                last = number == options.tokens
                 event: dict[str, Any] = {
                     "text_output": "word ",
                     "finish_reason": "length" if last else "",
-                    "prompt_tokens": 7,
+                    "prompt_tokens": place if options.numbered else 7,
                     "completion_tokens": number,
                 }
                 data = f"data: {json.dumps(event)}\n\n".encode()
@@ -97,6 +104,10 @@ async def main() -> None:
     parser.add_argument("--ttft-ms", type=float, default=50)
     parser.add_argument("--gap-ms", type=float, default=10)
     parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--tokens-per-event", type=int, default=1)
+    parser.add_argument("--slow-every", type=int, default=0, help="each n-th answer is slow")
+    parser.add_argument("--slow-ms", type=float, default=0, help="later by this much")
+    parser.add_argument("--numbered", action="store_true")
     parser.add_argument("--slots", type=int, default=10_000)
     parser.add_argument("--cert", default="", help="PEM of certificate and key: speak TLS")
     options = parser.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,13 @@ def start_locust(*words: str) -> subprocess.Popen[str]:
     )
 
 
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def environment() -> dict[str, str]:
     """The environment of a user: no path of ours."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -79,11 +87,28 @@ class Known:
 @contextlib.contextmanager
 def known_server(**options: Any) -> Iterator[Known]:
     """Run `known_server.py` with these options until the block ends."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    program = str(Path(__file__).with_name("known_server.py"))
-    process = subprocess.Popen([sys.executable, program, *words], stdout=subprocess.PIPE, text=True)
-    try:
+    with _program(Path(__file__).with_name("known_server.py"), options) as process:
         yield Known(process, scheme="https" if options.get("cert") else "http")
+
+
+@contextlib.contextmanager
+def ticker(**options: Any) -> Iterator[str]:
+    """Run the benchmarks' `ticker.py`, which costs little, until the block ends; give its URL."""
+    with _program(ROOT / "load_testing/benchmarks/ticker.py", options) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+
+
+@contextlib.contextmanager
+def _program(file: Path, options: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    words = []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        words.append(option if value is True else f"{option}={value}")
+    command = [sys.executable, str(file), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
     finally:
         if process.poll() is None:
             process.kill()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ROOT, Known, known_server, locust, measured
+from running import ROOT, Known, free_port, known_server, locust, measured
 
 from triton_hf.embedded import Server, running_server
 from triton_hf.repository import write_model
@@ -19,6 +18,7 @@ from triton_load import record
 
 SCHEMA = "model_repository/llama3-8b/config.pbtxt"
 DATA = "load_testing/example/data_llama.json"
+CALM = ("--max-lag=60000",)  # a busy test machine must not make a generator call itself late
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,10 @@ def test_requests_that_the_server_refuses_are_classed_and_fail_the_run(
 
 @pytest.fixture(scope="module")
 def known() -> Iterator[Known]:
+    """A server for those who only ask what it serves."""
     with known_server() as server:
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        assert server.log() == []
 
 
 BAD = {
@@ -123,6 +119,10 @@ BAD = {
         "--grpc-host must be HOST:PORT",
     ),
     "rate": (["--host={known}", "--model=known", "--rate=-1"], "--rate"),
+    "no place for the report": (
+        ["--host={known}", "--model=known", "--out={tmp}/data.json/out"],
+        "data.json is no folder that can be written to",
+    ),
 }
 
 
@@ -176,20 +176,80 @@ def test_a_certificate_is_trusted_only_when_one_says_so(certificate: Path) -> No
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_bad_input_sends_no_request() -> None:
-    with known_server() as server:
-        done = locust("--headless", "-t2s", f"--host={server.host}", "--model=known", "--data=no")
-        assert done.returncode == 2
-        assert server.log() == []
-
-
-def test_the_locustfile_works_from_a_copy_outside_the_repository(
-    known: Known, tmp_path: Path
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("port", "sentence"),
+    [
+        ("http", "does not answer gRPC calls about 'known'"),
+        ("tls", "does not answer gRPC calls about 'known'"),
+        ("grpc", "serves no ready model 'known' over gRPC"),
+    ],
+)
+def test_a_wrong_grpc_port_is_one_sentence_before_any_load(
+    triton: Server, certificate: Path, port: str, sentence: str
 ) -> None:
+    with known_server() as server, known_server(cert=certificate) as secure:
+        ports = {
+            "http": server.host.rsplit(":", 1)[1],
+            "tls": secure.host.rsplit(":", 1)[1],
+            "grpc": triton.ports.grpc,  # of a server that has another model
+        }
+        address = f"127.0.0.1:{ports[port]}"
+        words = (f"--host={server.host}", "--model=known", f"--grpc-host={address}")
+        done = locust("--headless", "-t2s", "--client=grpc", *words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert f"{address} {sentence}" in told
+    assert "check --grpc-host" in told
+
+
+def test_a_report_that_cannot_be_written_makes_the_run_invalid(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "run.json").mkdir(parents=True)  # in the way
+    with known_server(tokens=3) as server:
+        words = (*CALM, "--client=stream", "--model=known", f"--host={server.host}")
+        done = locust("--headless", "--only-summary", "-t2s", *words, f"--out={out}")
+    assert done.returncode == 3, done.stdout + done.stderr
+    summary = done.stdout.partition("verdict: ")[2]
+    assert summary.startswith("invalid\n- the report could not be written to")
+    assert "Is a directory" in summary
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_locust_that_cannot_be_written_does_not_blame_the_server(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with known_server(tokens=3) as server:
+        words = (*CALM, "--client=stream", "--model=known", f"--host={server.host}")
+        file = f"--json-file={tmp_path / 'file/stats'}"
+        done = locust("--headless", "--only-summary", "-t2s", *words, file)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "verdict: pass" in done.stdout  # what was measured is still told
+    assert done.stdout.endswith("locust died before its end, so the run is invalid\n")
+
+
+def test_a_locustfile_of_ones_own_hears_of_every_request(tmp_path: Path) -> None:
+    mine, heard = tmp_path / "mine.py", tmp_path / "heard"
+    mine.write_text(
+        "from locust import events\n\n\n@events.llm_request.add_listener\n"
+        "def hear(outcome, **_):\n"
+        f"    with open({str(heard)!r}, 'a') as file:\n"
+        "        print(outcome.output_tokens, file=file)\n"
+    )
+    with known_server(ttft_ms=20, gap_ms=5, tokens=7) as server:
+        words = (*CALM, "--client=stream", "--model=known", f"--host={server.host}")
+        files = f"-f=load_testing/locustfile.py,{mine}"
+        done = locust(files, "--headless", "-t3s", "-u3", "-r3", "--stop-timeout=5", *words)
+        log = server.log()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert heard.read_text().split() == ["7"] * len(log) != []
+
+
+def test_the_locustfile_works_from_a_copy_outside_the_repository(tmp_path: Path) -> None:
     shutil.copytree(
         ROOT / "load_testing", tmp_path / "load", ignore=shutil.ignore_patterns("tests")
     )
     file = str(tmp_path / "load/locustfile.py")
-    done = locust("-f", file, "--headless", "-t2s", "--client=stream", "--only-summary",
-                  f"--host={known.host}", "--model=known")  # fmt: skip
+    with known_server() as server:
+        words = ("--client=stream", "--only-summary", f"--host={server.host}", "--model=known")
+        done = locust("-f", file, "--headless", "-t2s", *words)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,20 @@ def test_a_data_file_holds_one_body_or_several_weighted_cases(tmp_path: Path) ->
     ):
         file.write_text(json.dumps(document))
         assert [case.name for case in data.read_cases(file, model)] == names
+
+
+def test_cases_are_chosen_by_their_weights_and_repeatably_by_the_seed() -> None:
+    cases = [
+        data.Case(name=name, weight=weight, inputs=(), parameters={})
+        for name, weight in (("often", 3.0), ("seldom", 1.0))
+    ]
+    one, two = (
+        [data.choose(cases, source).name for _ in range(4000)]
+        for source in (random.Random("7/0/1"), random.Random("7/0/1"))
+    )
+    assert one == two
+    # The number of 4,000 has a standard deviation of 27.
+    assert one.count("often") == pytest.approx(3000, abs=110)
 
 
 def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:

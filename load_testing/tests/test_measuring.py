@@ -7,19 +7,22 @@ import itertools
 import json
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jsonschema
 import pytest
-from running import Known, known_server, measured, start_locust
+from running import Known, free_port, known_server, measured, start_locust, ticker
 
 from triton_load import record
 
 Process = subprocess.Popen[str]
 TOKENS = 20
 CALM_SECONDS = 0.001
-STREAM = ("--client=stream", "--model=known", "--stop-timeout=20")
+# A busy test machine must not make a generator call itself late.
+STREAM = ("--client=stream", "--model=known", "--stop-timeout=20", "--max-lag=60000")
+SPAWNED = ("All users spawned", "Spawning is complete")  # Locust's words, in time or late
 
 
 def quantile(values: Sequence[float], percent: float) -> float:
@@ -29,7 +32,7 @@ def quantile(values: Sequence[float], percent: float) -> float:
 
 def skip_on_a_busy_machine(found: record.Record) -> None:
     """Milliseconds can be told apart only where a planned pause ends on time."""
-    lag = found.distributions[record.LAG].quantile(95)
+    lag = found.distributions[record.PROBE_LAG].quantile(95)
     if lag > CALM_SECONDS:
         pytest.skip(f"the machine is too busy to measure 2 ms: pauses end {lag * 1000:.1f} ms late")
 
@@ -94,6 +97,58 @@ def test_the_series_has_no_gaps_and_shows_users_and_load(
     jsonschema.validate(found.to_json(), document)
 
 
+def test_events_of_several_tokens_are_counted_by_token(tmp_path: Path) -> None:
+    # 4, 4 and 2 tokens: the first event ends the wait, the others bring 6 gaps.
+    with known_server(ttft_ms=20, gap_ms=40, tokens=10, tokens_per_event=4) as server:
+        done, found = measured(tmp_path, *STREAM, f"--host={server.host}", "-u=4", "-r=4", "-t=4s")
+        log = server.log()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {len(moments) for moments in log} == {1 + 3}
+    assert found.distributions[record.TTFT].count == len(log) > 20
+    assert found.distributions[record.OUTPUT_TOKENS].maximum == pytest.approx(10, rel=1e-3)
+    assert found.distributions[record.INTER_TOKEN].count == len(log) * 6
+    assert sum(second.tokens for second in found.series) == len(log) * 10
+    # Two thirds of the gaps are a quarter of a pause each, and one third is half of one.
+    pauses = [moments[2] - moments[1] for moments in log]
+    halves = [moments[3] - moments[2] for moments in log]
+    mean = sum(pauses + halves) / len(log) / 6
+    assert found.distributions[record.INTER_TOKEN].mean == pytest.approx(mean, rel=0.1)
+
+
+def test_goodput_counts_the_answers_that_met_every_limit(tmp_path: Path) -> None:
+    goals = tmp_path / "goals.yaml"
+    goals.write_text("max ttft: 400 ms\n")
+    with known_server(ttft_ms=20, gap_ms=5, tokens=5, slow_every=4, slow_ms=500) as server:
+        words = (*STREAM, f"--host={server.host}", f"--objectives={goals}", "-u=4", "-r=4")
+        done, found = measured(tmp_path / "out", *words, "-t=5s")
+        log = server.log()
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert found.totals.requests == len(log) > 40
+    good = found.totals.goodput * found.totals.duration
+    assert good == pytest.approx(len(log) - len(log) // 4)
+
+
+def test_a_closed_loop_follows_its_steps(tmp_path: Path) -> None:
+    with known_server(ttft_ms=20, gap_ms=5, tokens=5) as server:
+        words = (*STREAM, f"--host={server.host}", "-u=2", "-r=100", "-t=12s")
+        _, found = measured(tmp_path, *words, "--shape=step", "--peak=6", "--steps=3")
+    plateaus = [found.series[at] for at in (2, 6, 10)]  # the middle of 4 s each
+    assert [second.users for second in plateaus] == [2, 4, 6]
+    assert [second.offered for second in plateaus] == [0, 0, 0]
+
+
+def test_an_open_loop_follows_its_ramp(tmp_path: Path) -> None:
+    with known_server(ttft_ms=5, gap_ms=1, tokens=2) as server:
+        words = (*STREAM, f"--host={server.host}", "--rate=5", "--arrival=constant", "-t=10s")
+        _, found = measured(tmp_path, *words, "--shape=ramp", "--peak=45")
+        arrivals = [moments[0] for moments in server.log()]
+    assert len(arrivals) == pytest.approx(250, abs=4)  # the area under the ramp
+    half = arrivals[0] + 5
+    assert sum(moment < half for moment in arrivals) == pytest.approx(75, abs=8)
+    assert [second.offered for second in found.series[:10]] == [7.0 + 4 * at for at in range(10)]
+    assert sum(second.started for second in found.series) == len(arrivals)
+
+
 def test_an_open_loop_shows_the_queue_and_not_a_lower_rate(tmp_path: Path) -> None:
     # 10 requests/s is what the server can do; 30 arrive.
     with known_server(ttft_ms=99, gap_ms=1, tokens=2, slots=1) as server:
@@ -126,6 +181,32 @@ def test_poisson_arrivals_have_the_spacing_of_poisson(tmp_path: Path) -> None:
     assert variance**0.5 / mean == pytest.approx(1, abs=0.2)
 
 
+@pytest.fixture(scope="module")
+def saturated(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, record.Record]:
+    """One generator that 80,000 events/s wait for, several times what it can read."""
+    words = ("--client=stream", "--model=ticker", "--stop-timeout=10", "-u=80", "-r=80", "-t=9s")
+    with ticker(gap_ms=1, tokens=200) as host:
+        done, found = measured(tmp_path_factory.mktemp("saturated"), f"--host={host}", *words)
+    return done.returncode, found
+
+
+def test_a_generator_that_has_too_much_to_do_makes_the_run_invalid(
+    saturated: tuple[int, record.Record],
+) -> None:
+    code, found = saturated
+    assert (code, found.verdict.result) == (3, "invalid")
+    assert found.totals.failed == 0
+    assert all(reason.startswith("the generator was ") for reason in found.verdict.reasons)
+
+
+@pytest.mark.slow  # it needs a core of its own
+def test_a_saturated_generator_says_so(saturated: tuple[int, record.Record]) -> None:
+    _, found = saturated
+    cpu = f"the generator was saturated: {found.workers.cpu_percent:.0f} % of a core"
+    assert found.workers.cpu_percent > 80
+    assert any(reason.startswith(cpu) for reason in found.verdict.reasons)
+
+
 def finish(name: str, process: Process) -> str:
     text, _ = process.communicate(timeout=90)
     return f"== {name}\n{text}"
@@ -133,16 +214,16 @@ def finish(name: str, process: Process) -> str:
 
 @contextlib.contextmanager
 def crew(
-    server: Known, folder: Path, *, workers: int, expected: int, port: int
+    server: Known, folder: Path, *load: str, workers: int, expected: int, port: int
 ) -> Iterator[tuple[Process, list[Process]]]:
     """Run a master and workers; what still runs at the end is killed."""
-    words = (*STREAM, f"--host={server.host}")
+    words = (*STREAM, f"--host={server.host}", *load)
     names = [f"--master-port={port}", "--master-host=127.0.0.1", "--exit-code-on-error=0"]
     crowd = [start_locust("--worker", *names, *words) for _ in range(workers)]
     master = start_locust(
         *("--master", f"--master-bind-port={port}", "--master-bind-host=127.0.0.1"),
         *(f"--expect-workers={expected}", "--expect-workers-max-wait=8", "--headless"),
-        *("--only-summary", "-u=8", "-r=8", "-t=9s", f"--out={folder}", *words),
+        *("--only-summary", "-u=8", "-r=8", "-t=6s", f"--out={folder}", *words),
     )
     try:
         yield master, crowd
@@ -154,22 +235,30 @@ def crew(
 
 
 def distributed(
-    server: Known, folder: Path, *, workers: int, expected: int, port: int, lose: bool = False
+    server: Known,
+    folder: Path,
+    *load: str,
+    workers: int,
+    expected: int,
+    port: int,
+    lose: int = 0,
+    when: Sequence[str] = SPAWNED,
 ) -> tuple[int, str]:
-    """Run a master and workers to their end; with `lose`, kill one worker in the middle."""
+    """Run a master and workers to their end; kill the first `lose` when the master says so."""
     numbers = {"workers": workers, "expected": expected, "port": port}
-    with crew(server, folder, **numbers) as (master, crowd):
+    with crew(server, folder, *load, **numbers) as (master, crowd):
         if lose:
-            assert start_of_load(master)
-            crowd[0].kill()
+            assert says(master, *when)
+            for worker in crowd[:lose]:
+                worker.kill()
         text = finish("master", master)
         text += "".join(finish("worker", worker) for worker in crowd)
         return master.returncode, text
 
 
-def start_of_load(master: Process) -> bool:
-    """Wait until the master says that all users run."""
-    return any("All users spawned" in line for line in master.stdout or ())
+def says(process: Process, *words: str) -> bool:
+    """Wait until a process says one of these."""
+    return any(word in line for line in process.stdout or () for word in words)
 
 
 def test_workers_counts_merge_to_what_the_server_saw(tmp_path: Path) -> None:
@@ -184,12 +273,64 @@ def test_workers_counts_merge_to_what_the_server_saw(tmp_path: Path) -> None:
     assert (found.workers.expected, found.workers.seen, found.workers.lost) == (2, 2, 0)
 
 
-def test_a_lost_worker_makes_the_run_invalid(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lost", "workers"), [(1, 2), (1, 1), (2, 2)])
+def test_lost_workers_make_the_run_invalid_even_the_last_ones(
+    tmp_path: Path, lost: int, workers: int
+) -> None:
+    numbers = {"workers": workers, "expected": workers, "port": 5872}
     with known_server(ttft_ms=20, gap_ms=5, tokens=TOKENS) as server:
-        code, text = distributed(server, tmp_path, workers=2, expected=2, port=5872, lose=True)
+        # Nobody waits for the end of a run that nothing can make valid again.
+        code, text = distributed(server, tmp_path, "-t=100s", **numbers, lose=lost)
     assert code == 3, text
-    assert record.read(tmp_path).verdict.result == "invalid"
-    assert "1 of 2 workers were lost" in text
+    found = record.read(tmp_path)
+    assert (found.workers.seen, found.workers.lost) == (workers, lost)
+    assert found.verdict.reasons[0] == f"{lost} of {workers} workers were lost during the run"
+
+
+def test_a_worker_lost_while_the_last_answers_come_makes_the_run_invalid(tmp_path: Path) -> None:
+    numbers = {"workers": 2, "expected": 2, "port": 5875}
+    with known_server(ttft_ms=20, gap_ms=300, tokens=TOKENS) as server:
+        code, text = distributed(
+            server, tmp_path, "-t=2s", **numbers, lose=1, when=["--run-time limit reached"]
+        )
+    assert code == 3, text
+    found = record.read(tmp_path)
+    assert (found.workers.seen, found.workers.lost) == (2, 1)
+    assert found.totals.requests >= 4, text  # those of the other were waited for
+
+
+def test_a_run_that_the_web_page_stops_early_is_invalid(tmp_path: Path) -> None:
+    port = free_port()
+    with known_server(ttft_ms=20, gap_ms=5, tokens=TOKENS) as server:
+        page = (f"--web-port={port}", "--web-host=127.0.0.1", "--autostart", "--autoquit=0")
+        words = (*STREAM, f"--host={server.host}", "-u=2", "-r=2", "-t=6s", f"--out={tmp_path}")
+        process = start_locust("--only-summary", *page, *words)
+        try:
+            assert says(process, *SPAWNED)
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/stop", method="POST")
+            urllib.request.urlopen(request, timeout=10).read()
+            text = finish("locust", process)
+        finally:
+            process.kill()
+    assert process.returncode == 3, text
+    found = record.read(tmp_path)
+    assert found.totals.failed == found.totals.unfinished == 0
+    assert found.verdict.reasons == ("the run was interrupted before its end",)
+
+
+def test_workers_share_the_rate_of_an_open_loop(tmp_path: Path) -> None:
+    words = ("--rate=30", "--arrival=constant", "-u=2")
+    with known_server(ttft_ms=20, gap_ms=1, tokens=2) as server:
+        code, text = distributed(server, tmp_path, *words, workers=2, expected=2, port=5876)
+        arrivals = sorted(moments[0] for moments in server.log())
+    found = record.read(tmp_path)
+    assert code == 0, text
+    assert found.totals.requests == len(arrivals) > 100, text
+    # Workers begin one after the other; from then on two streams of 15/s make 30/s.
+    middle = arrivals[30:-15]
+    assert (len(middle) - 1) / (middle[-1] - middle[0]) == pytest.approx(30, rel=0.03)
+    assert (found.workers.seen, found.workers.lost) == (2, 0)
+    assert max(second.users for second in found.series) == 2
 
 
 def test_too_few_workers_make_the_run_invalid_and_no_request_is_sent(tmp_path: Path) -> None:
@@ -207,7 +348,7 @@ def test_workers_end_within_15_s_of_their_masters_death(tmp_path: Path) -> None:
         known_server(ttft_ms=20, gap_ms=3000, tokens=TOKENS) as server,
         crew(server, tmp_path, workers=2, expected=2, port=5874) as (master, crowd),
     ):
-        assert start_of_load(master)
+        assert says(master, *SPAWNED)
         killed = time.monotonic()
         master.kill()
         for worker in crowd:

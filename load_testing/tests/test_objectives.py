@@ -78,6 +78,7 @@ def test_an_objective_without_a_measurement_is_missed() -> None:
         ({"seen": 1}, {}, "only 1 of 2 workers came"),
         ({"lost": 1}, {}, "1 of 2 workers were lost"),
         ({"cpu_percent": 81.0}, {}, "saturated: 81 % of a core"),
+        ({"master_cpu_percent": 81.0}, {}, "the master was saturated: 81 % of a core"),
         ({"lag_seconds": 0.03}, {}, "late: p95 of its lag 30 ms"),
         ({}, {"interrupted": True}, "interrupted"),
         ({}, {"min_requests": 1001}, "only 1000 requests ended"),

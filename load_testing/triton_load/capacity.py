@@ -383,8 +383,14 @@ def _conclude(
             "steps": steps,
         },
     )
-    record.write(final, Path(options.out))
-    summary = report.write(final, Path(options.out))
+    try:
+        summary = report.write(final, Path(options.out))
+        record.write(final, Path(options.out))
+    except OSError as error:
+        print(f"\n{report.summarize(final)}")
+        reason = error.strerror or error
+        print(f"error: cannot write the report to {options.out}: {reason}", file=sys.stderr)
+        return EXIT_INVALID
     told = {"exit_code": code, "capacity": text, "answer": known or None, "steps": steps}
     print(json.dumps(told) if options.json else f"{summary}\nreport: {options.out}")
     return code

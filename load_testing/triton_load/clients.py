@@ -28,6 +28,7 @@ _PROMPT = re.compile(rb'"prompt_tokens" ?: ?(\d+)')
 _FINISH = re.compile(rb'"finish_reason" ?: ?"([^"]+)"')
 _LINE = b"\n"
 _KEPT = 10_000  # kept connections of a user; an open loop may need one for each request
+_CHECK_SECONDS = 10.0
 _EXAMPLE = 200  # characters of an error that are kept
 
 
@@ -216,6 +217,14 @@ class GrpcClient:
         outcome.prompt_tokens = self._count(answer, "prompt_tokens")
         outcome.output_tokens = self._count(answer, "completion_tokens")
 
+    def ready(self) -> bool:
+        """Whether the server says that the model is ready."""
+        return bool(
+            self._client.is_model_ready(
+                self._target.model.name, headers=self._headers, client_timeout=_CHECK_SECONDS
+            )
+        )
+
     @staticmethod
     def _count(answer: Any, name: str) -> int | None:
         array = answer.as_numpy(name)
@@ -224,6 +233,30 @@ class GrpcClient:
     def close(self) -> None:
         """Close the channel."""
         self._client.close()
+
+
+def check_grpc(target: Target) -> None:
+    """Ask over gRPC whether the model is ready, because another port may answer than that of HTTP.
+
+    Raises:
+        LoadTestError: It is not, or what listens there is no gRPC server, or wants TLS.
+    """
+    import tritonclient.utils as triton
+
+    client, name = GrpcClient(target), target.model.name
+    try:
+        ready = client.ready()
+    except triton.InferenceServerException as error:
+        raise LoadTestError(
+            f"{target.grpc} does not answer gRPC calls about '{name}': "
+            f"{_short(str(error.message()))}; check --grpc-host (TLS is not supported there)"
+        ) from error
+    finally:
+        client.close()
+    if not ready:
+        raise LoadTestError(
+            f"{target.grpc} serves no ready model '{name}' over gRPC; check --grpc-host and --model"
+        )
 
 
 def prepare_grpc() -> None:

@@ -27,6 +27,7 @@ DISTRIBUTIONS = (
     record.OUTPUT_TOKENS,
     record.USER_TOKENS_PER_SECOND,
     record.LAG,
+    record.PROBE_LAG,
 )
 
 
@@ -36,7 +37,8 @@ class Outcome:
 
     Attributes:
         case: Name of the case that was sent.
-        scheduled: When it should have started: latencies count from here.
+        scheduled: When it should have started: latencies count from here. None where nothing was
+            planned: a user of a closed loop asks when it is ready.
         started: When it did.
         first: When the first token arrived; None without a stream or without a token.
         ended: When the answer was complete or the error known.
@@ -48,7 +50,7 @@ class Outcome:
     """
 
     case: str
-    scheduled: float
+    scheduled: float | None = None
     started: float
     first: float | None = None
     ended: float = 0.0
@@ -59,14 +61,19 @@ class Outcome:
     error: tuple[str, str] | None = None
 
     @property
+    def due(self) -> float:
+        """When it should have started."""
+        return self.started if self.scheduled is None else self.scheduled
+
+    @property
     def latency(self) -> float:
         """Seconds from when it should have started to its end."""
-        return self.ended - self.scheduled
+        return self.ended - self.due
 
     @property
     def ttft(self) -> float | None:
         """Seconds from when it should have started to the first token."""
-        return None if self.first is None else self.first - self.scheduled
+        return None if self.first is None else self.first - self.due
 
     def gaps(self) -> Iterable[tuple[float, int]]:
         """Seconds per token after the first arrival, and for how many tokens.
@@ -132,7 +139,8 @@ class Measurements:
         """Count a request that ended."""
         cell = self._cell(outcome.ended)
         self._widen(outcome)
-        self.distributions[record.LAG].add(outcome.started - outcome.scheduled)
+        if outcome.scheduled is not None:
+            self.distributions[record.LAG].add(outcome.started - outcome.scheduled)
         if outcome.error is not None:
             cell.failed += 1
             name, text = outcome.error
@@ -152,9 +160,14 @@ class Measurements:
         cell = self._cell(moment)
         cell.users, cell.in_flight = users, in_flight
 
-    def lag(self, seconds: float) -> None:
-        """Note how late this process was with something that it had planned."""
-        self.distributions[record.LAG].add(seconds)
+    def probe(self, seconds: float) -> None:
+        """Note how late this process was with a pause that it had planned."""
+        self.distributions[record.PROBE_LAG].add(seconds)
+
+    def lag(self, percent: float) -> float:
+        """How late the generator was, in seconds: with its arrivals or its pauses, the worse."""
+        kinds = (record.LAG, record.PROBE_LAG)
+        return max(self.distributions[name].quantile(percent) for name in kinds)
 
     def drain(self) -> dict[str, Any]:
         """Everything since the last call as plain data, for `merge` in another process."""
@@ -260,7 +273,7 @@ class Measurements:
         return cell
 
     def _widen(self, outcome: Outcome) -> None:
-        low, high = outcome.scheduled + self._offset, outcome.ended + self._offset
+        low, high = outcome.due + self._offset, outcome.ended + self._offset
         if self.span:
             self.span = [min(low, self.span[0]), max(high, self.span[1])]
         else:

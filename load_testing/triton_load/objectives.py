@@ -218,6 +218,11 @@ def _invalid(totals: Totals, workers: Workers, validity: Validity) -> list[str]:
             f"the generator was saturated: {workers.cpu_percent:.0f} % of a core, "
             f"{MAX_CPU_PERCENT:.0f} % is the limit; use more workers"
         )
+    if workers.master_cpu_percent > MAX_CPU_PERCENT:
+        reasons.append(
+            f"the master was saturated: {workers.master_cpu_percent:.0f} % of a core, "
+            f"{MAX_CPU_PERCENT:.0f} % is the limit; use fewer workers or give it a free core"
+        )
     if workers.lag_seconds > validity.max_lag:
         reasons.append(
             f"the generator was late: p95 of its lag {_text(round(workers.lag_seconds, 4))}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="makes choices of cases and arrivals repeatable")
     add("--objectives", metavar="FILE", default="", help="YAML with what a good server does")
     add("--max-lag", type=_above_zero, default=DEFAULT_LAG_MS, help="late generator, p95 in ms")
-    add("--out", metavar="DIR", default="", help="where run.json and the report are written")
+    add(
+        "--out",
+        type=_folder,
+        metavar="DIR",
+        default="",
+        help="where run.json and the report are written",
+    )
     add("--run-name", metavar="NAME", default="", help="name of the run in its report")
     add("--exporter-port", type=int, default=0, help="serve the numbers for Prometheus here")
     add("--replicas-host", metavar="NAME", default="", help="headless Service to count servers by")
@@ -148,6 +155,16 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip():
         raise LoadTestError(f"--header must be 'NAME: VALUE', not '{text}'")
     return name.strip(), value.strip()
+
+
+def _folder(text: str) -> str:
+    """A folder that can be written to, whether it is there already or not."""
+    place = Path(text or ".").absolute()
+    while not place.exists():
+        place = place.parent
+    if text and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise ArgumentTypeError(f"{place} is no folder that can be written to")
+    return text
 
 
 def _above_zero(text: str) -> float:

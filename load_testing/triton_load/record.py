@@ -26,7 +26,8 @@ INTER_TOKEN = "inter_token_seconds"  # noqa: S105
 PROMPT_TOKENS = "prompt_tokens"
 OUTPUT_TOKENS = "output_tokens"
 USER_TOKENS_PER_SECOND = "user_tokens_per_second"
-LAG = "schedule_lag_seconds"
+LAG = "schedule_lag_seconds"  # of arrivals that were planned, in an open loop
+PROBE_LAG = "probe_lag_seconds"  # of pauses of 50 ms, in every generator
 _LOWEST, _HIGHEST, _DIGITS = 1, 3_600_000_000, 3
 _MICRO = 1e6
 
@@ -149,13 +150,16 @@ class Workers:
         seen: How many took part.
         lost: How many went away during the run.
         cpu_percent: Highest CPU use of one of them, in two samples in a row, percent of a core.
-        lag_seconds: 95th percentile of how late the generator was with what it had planned.
+        master_cpu_percent: The same of the master; 0 in a local run.
+        lag_seconds: 95th percentile of how late the generator was, with arrivals or with pauses
+            that it had planned, whichever is worse.
     """
 
     expected: int
     seen: int
     lost: int
     cpu_percent: float
+    master_cpu_percent: float = 0.0
     lag_seconds: float
 
 

@@ -48,6 +48,7 @@ from triton_load.server import Server, UnreachableError, check_tcp
 
 _SAMPLE_SECONDS, _LAG_SECONDS, _CPU_SECONDS = 1.0, 0.05, 2.0
 _FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
+_EARLY_SECONDS = 1.0  # a run that ends this much before its time was interrupted
 # A master answers every second; Locust itself would load the server for a minute without one.
 _MASTER_SILENT_SECONDS = 8
 _KEY = "triton_load"
@@ -76,13 +77,16 @@ class Session:
         self.generators = options.users
         self.in_flight = 0
         self.cut = 0
-        self.cpu_percent = 0.0
+        self.cpu_percent, self.master_cpu_percent = 0.0, 0.0
         self.grace = float(environment.stop_timeout or 0)
         self.started = 0.0
-        self.began = 0.0
-        self.finals = 0
+        self.asked, self.began = 0.0, 0.0
+        self.interrupted, self.ending, self.quitting = False, False, False
+        # Workers by their ids: those that took part, those that are done, those that went away.
+        self.workers: set[str] = set()
+        self.finals: set[str] = set()
+        self.lost: set[str] = set()
         self.last_words = ""
-        self.workers_seen, self.workers_lost = 0, 0
         self.replicas: dict[int, int] = {}
         self._made = 0
         self._finished = False
@@ -100,9 +104,7 @@ class Session:
         stream = f"{name}_stream"
         if self.client == "stream" and not server.ready(stream):
             stream = name
-        if self.client == "grpc":
-            check_tcp(options.grpc_host)
-        return clients.Target(
+        target = clients.Target(
             host=options.host,
             grpc=options.grpc_host,
             model=dataclasses.replace(model, name=name),
@@ -112,6 +114,10 @@ class Session:
             insecure=options.insecure,
             headers=options.headers,
         )
+        if self.client == "grpc":
+            check_tcp(options.grpc_host)
+            clients.check_grpc(target)
+        return target
 
     def _cases(self) -> tuple[data.Case, ...]:
         model, options = self.target.model, self.options
@@ -130,6 +136,11 @@ class Session:
     def over(self) -> bool:
         """Whether it has been judged."""
         return self._finished
+
+    @property
+    def owing(self) -> set[str]:
+        """The workers whose last counts are still to come."""
+        return self.workers - self.finals - self.lost
 
     def source(self) -> random.Random:
         """A source of randomness of its own for each user, repeatable by --seed."""
@@ -150,7 +161,7 @@ class Session:
         """Send one request, count it and tell Locust; never raises for what a server does."""
         case = self.next_case(source)
         now = time.perf_counter()
-        outcome = Outcome(case=case.name, scheduled=scheduled or now, started=now)
+        outcome = Outcome(case=case.name, scheduled=scheduled, started=now)
         self.measurements.start(now)
         self.in_flight += 1
         try:
@@ -306,19 +317,28 @@ def _lead(session: Session) -> None:
         shape = _Shape(session.profile, parsed.spawn_rate or 100.0)
         shape.runner = runner
         environment.shape_class = shape
-    quit_now = runner.quit
+    start_now, quit_now = runner.start, runner.quit
+
+    def start(*words: Any, **named: Any) -> None:
+        # Locust's clock runs from here; listeners of test_start may take their time.
+        session.asked = session.asked or time.perf_counter()
+        start_now(*words, **named)
+
+    runner.start = start  # type: ignore[method-assign]
     runner.quit = lambda: _quit(session, quit_now)  # type: ignore[method-assign]
+    environment.events.test_stopping.add_listener(lambda **_: _stops(session))
     environment.events.quitting.add_listener(lambda **_: _finish(session, quit_now))
     # After Locust's own tables, so that the verdict is the last thing one sees.
     environment.events.quit.add_listener(lambda **_: print(session.last_words, flush=True))
     terminal.end_csv_quietly()
+    sys.excepthook = lambda *found: _crash(session, *found)
     if parsed.only_summary:
         gevent.spawn(terminal.show_progress, session)
     if isinstance(runner, MasterRunner):
         environment.events.worker_report.add_listener(
             lambda client_id, data, **_: _take(session, data.get(_KEY))
         )
-        runner.register_message(_KEY, lambda environment, msg: _take_last(session, msg.data))
+        runner.register_message(_KEY, lambda environment, msg: _take_last(session, msg))
         _wait_for_workers(session, quit_now)
     if options.exporter_port:
         from triton_load import exporter
@@ -333,11 +353,10 @@ def _begin(session: Session) -> None:
     session.generators = getattr(parsed, "generators", session.options.users)
     limits: Mapping[str, float] = getattr(parsed, "good_limits", None) or {}
     session.measurements.limits = dict(limits)
-    if not isinstance(session.environment.runner, MasterRunner):
-        for watch in (_watch_load, _watch_lag, _watch_cpu):
-            gevent.spawn(watch, session)
-    else:
-        gevent.spawn(_watch_workers, session)
+    master = isinstance(session.environment.runner, MasterRunner)
+    watches = (_watch_workers,) if master else (_watch_load, _watch_lag)
+    for watch in (*watches, _watch_cpu):
+        gevent.spawn(watch, session)
     if session.options.replicas_host and not isinstance(session.environment.runner, WorkerRunner):
         gevent.spawn(_watch_replicas, session)
 
@@ -361,16 +380,18 @@ def _watch_lag(session: Session) -> None:
     while _running(session):
         due = time.perf_counter() + _LAG_SECONDS
         gevent.sleep(_LAG_SECONDS)
-        session.measurements.lag(max(0.0, time.perf_counter() - due))
+        session.measurements.probe(max(0.0, time.perf_counter() - due))
 
 
 def _watch_cpu(session: Session) -> None:
     process, before = psutil.Process(), 0.0
+    master = isinstance(session.environment.runner, MasterRunner)
+    place = "master_cpu_percent" if master else "cpu_percent"
     process.cpu_percent(None)
     while _running(session):
         gevent.sleep(_CPU_SECONDS)
         now = process.cpu_percent(None)
-        session.cpu_percent = max(session.cpu_percent, min(before, now))
+        setattr(session, place, max(getattr(session, place), min(before, now)))
         before = now
 
 
@@ -379,13 +400,33 @@ def _watch_workers(session: Session) -> None:
     assert isinstance(runner, MasterRunner)  # noqa: S101
     while _running(session):
         if runner.state in _ACTIVE:
-            session.workers_seen = max(session.workers_seen, runner.worker_count)
-            lost = session.workers_seen - runner.worker_count
-            session.workers_lost = max(session.workers_lost, lost)
-        if session.workers_lost:
+            session.workers |= _present(runner)
+        _note_lost(session, runner)
+        if session.lost and not session.quitting:
             _give_up(session, runner)
             return
         gevent.sleep(0.5)
+
+
+def _present(runner: MasterRunner) -> set[str]:
+    clients = runner.clients
+    return {client.id for client in (*clients.ready, *clients.spawning, *clients.running)}
+
+
+def _note_lost(session: Session, runner: MasterRunner) -> None:
+    """Whoever is gone and still owes its last counts is lost, though it may come back."""
+    session.lost |= session.owing - _present(runner)
+
+
+def _stops(session: Session) -> None:
+    """Locust begins to stop: at its time, because somebody wants it, or without any worker left."""
+    runner = session.environment.runner
+    if isinstance(runner, MasterRunner):
+        _note_lost(session, runner)
+    session.ending = True
+    early = time.perf_counter() - session.asked < session.options.run_time - _EARLY_SECONDS
+    if session.asked and early and not session.lost:
+        session.interrupted = True
 
 
 def _give_up(session: Session, runner: MasterRunner) -> None:
@@ -407,10 +448,11 @@ def _watch_replicas(session: Session) -> None:
 
 
 def _report(session: Session) -> dict[str, Any]:
+    cut, session.cut = session.cut, 0
     return {
         "measurements": session.measurements.drain(),
         "cpu": session.cpu_percent,
-        "cut": session.cut,
+        "cut": cut,
     }
 
 
@@ -419,12 +461,14 @@ def _take(session: Session, found: Mapping[str, Any] | None) -> None:
         return
     session.measurements.merge(found["measurements"])
     session.cpu_percent = max(session.cpu_percent, found["cpu"])
-    session.cut = max(session.cut, found["cut"])
+    session.cut += found["cut"]
 
 
-def _take_last(session: Session, found: Mapping[str, Any]) -> None:
-    _take(session, found)
-    session.finals += 1
+def _take_last(session: Session, message: Any) -> None:
+    """Take a worker's last counts; from one that ends before it was told to, they are no end."""
+    _take(session, message.data)
+    if session.ending:
+        session.finals.add(message.node_id)
 
 
 def _worker_ends(session: Session, runner: WorkerRunner) -> None:
@@ -470,7 +514,7 @@ def _wait_for_workers(session: Session, quit_now: Any) -> None:
         gevent.sleep(longest)
         if session.began:
             return
-        session.workers_seen = len(runner.clients.ready)
+        session.workers = _present(runner)
         code = _conclude(session)
         quit_now()
         print(session.last_words, flush=True)
@@ -480,15 +524,20 @@ def _wait_for_workers(session: Session, quit_now: Any) -> None:
 
 
 def _quit(session: Session, quit_now: Any) -> None:
-    """Let users finish within the stop timeout and workers hand over their counts, then quit."""
+    """Let users finish within the stop timeout and workers hand over their counts, then quit.
+
+    A worker that does not hand them over is lost, since nobody knows what it did.
+    """
     runner = session.environment.runner
     assert runner is not None  # noqa: S101
     if isinstance(runner, MasterRunner) and not session._finished:
-        alive = runner.worker_count
+        session.quitting = True
         runner.stop()
+        _note_lost(session, runner)
         end = time.monotonic() + _FINAL_SECONDS
-        while session.finals < alive and time.monotonic() < end:
+        while session.owing and time.monotonic() < end:
             gevent.sleep(0.1)
+        session.lost |= session.owing
     quit_now()
 
 
@@ -498,44 +547,67 @@ def _finish(session: Session, quit_now: Any) -> None:
         return
     runner = session.environment.runner
     assert runner is not None  # noqa: S101
-    interrupted = runner.state in _ACTIVE
-    if interrupted:
+    if runner.state in _ACTIVE:
+        session.interrupted = True
         quit_now()
-    session.environment.process_exit_code = _conclude(session, interrupted=interrupted)
+    session.environment.process_exit_code = _conclude(session)
 
 
-def _conclude(session: Session, *, interrupted: bool = False) -> int:
+def _conclude(session: Session) -> int:
     session._finished = True
-    finished = _record(session, interrupted=interrupted)
-    options = session.options
-    if options.out:
-        folder = Path(options.out)
-        record.write(finished, folder)
-        text = report.write(finished, folder)
-        session.last_words = f"\n{text}\nreport: {folder}"
-    else:
+    finished, options = _record(session), session.options
+    if not options.out:
         session.last_words = f"\n{report.summarize(finished)}"
+        return finished.verdict.exit_code
+    folder = Path(options.out)
+    try:
+        text = report.write(finished, folder)
+        record.write(finished, folder)  # last: who finds it finds the rest
+    except OSError as error:
+        session.last_words = _unwritten(finished, folder, error)
+        return objectives.EXIT_INVALID
+    session.last_words = f"\n{text}\nreport: {folder}"
     return finished.verdict.exit_code
 
 
-def _record(session: Session, *, interrupted: bool) -> record.Record:
+def _crash(session: Session, *found: Any) -> None:
+    """End with the code of an invalid run: Python's own, 1, would blame the server.
+
+    Locust's files are written after the verdict, and a full volume ends it there.
+    """
+    sys.__excepthook__(*found)
+    print(session.last_words)
+    print("\nlocust died before its end, so the run is invalid", flush=True)
+    os._exit(objectives.EXIT_INVALID)
+
+
+def _unwritten(finished: record.Record, folder: Path, error: OSError) -> str:
+    """The last words of a run whose report cannot be kept: nobody could look at its evidence."""
+    reason = f"the report could not be written to {folder}: {error.strerror or error}"
+    reasons = (reason, *finished.verdict.reasons)
+    verdict = record.Verdict(result="invalid", reasons=reasons, exit_code=objectives.EXIT_INVALID)
+    return f"\n{report.summarize(dataclasses.replace(finished, verdict=verdict))}"
+
+
+def _record(session: Session) -> record.Record:
     options, counts = session.options, session.measurements
     totals = counts.totals()
     master = isinstance(session.environment.runner, MasterRunner)
     parsed = session.environment.parsed_options
     workers = record.Workers(
         expected=parsed.expect_workers if master and parsed else 1,
-        seen=session.workers_seen if master else 1,
-        lost=session.workers_lost,
+        seen=len(session.workers) if master else 1,
+        lost=len(session.lost),
         cpu_percent=session.cpu_percent,
-        lag_seconds=counts.distributions[record.LAG].quantile(95),
+        master_cpu_percent=session.master_cpu_percent,
+        lag_seconds=counts.lag(95),
     )
     found = objectives.evaluate(session.goals, totals, counts.distributions)
     least = [goal.limit for goal in session.goals if goal.name == "min requests"]
     validity = objectives.Validity(
         min_requests=int(max(least, default=1)),
         max_lag=options.max_lag,
-        interrupted=interrupted,
+        interrupted=session.interrupted,
         cut=session.cut,
         grace=session.grace,
     )

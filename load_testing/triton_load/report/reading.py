@@ -24,7 +24,8 @@ TIMES = {
     records.LATENCY: ("Latency", "latency"),
     records.TTFT: ("Time to first token", "ttft"),
     records.INTER_TOKEN: ("Inter-token time", "inter-token time"),
-    records.LAG: ("Schedule lag", "lag"),
+    records.LAG: ("Lag of arrivals", "lag"),
+    records.PROBE_LAG: ("Lag of pauses", "lag"),
 }
 QUANTILES = ("50", "95", "99")
 
@@ -224,9 +225,11 @@ def limits_of(record: Record) -> dict[str, tuple[str, float]]:
 def generator_of(record: Record) -> dict[str, str]:
     """Return how the processes that made the load fared."""
     workers = record.workers
-    return {
+    found = {
         "workers": f"{workers.seen} of {workers.expected}",
         "lost": str(workers.lost),
         "highest CPU use of one": f"{workers.cpu_percent:.0f} % of a core",
-        "schedule lag (p95)": milliseconds(1000 * workers.lag_seconds),
     }
+    if workers.master_cpu_percent:
+        found["highest CPU use of the master"] = f"{workers.master_cpu_percent:.0f} % of a core"
+    return found | {"lag (p95)": milliseconds(1000 * workers.lag_seconds)}
