@@ -8,14 +8,15 @@ from triton_load.data import Case
 from triton_load.errors import LoadTestError
 from triton_load.schema import Model
 
-# Words that are one token each, with their leading space, in the vocabularies of common models.
+# Words that are one token each, with a leading space or without, in the vocabularies of common
+# models.
 _TEXT = """
 time year people way day man thing woman life child world school state family student group
 country problem hand part place case week company system program question work government number
 night point home water room mother area money story fact month lot right study book eye job word
 business issue side kind head house service friend father power hour game line end member law car
 city community name president team minute idea body information back parent face others level
-office door health person art war history party result change morning reason research girl guy
+office door health person art war history party result change reason research girl
 moment air teacher force education
 """
 _WORDS = _TEXT.split()
