@@ -103,7 +103,9 @@ bench: venv ## The engine behind Triton beside its peers, and how exact its answ
 .PHONY: bench-load
 bench-load: venv ## Measure the load test itself: its error, its agreement with other clients, its limit
 	@$(PY) -m pytest -s -q -m "slow and not cluster and not faults" load_testing/tests
-	@$(PY) load_testing/benchmarks/published_client.py --install --out results/published-client.json
+	@$(PY) -m pytest -q -m "slow and cluster" k8s-tests/load
+	@$(PY) load_testing/benchmarks/exactness.py --out results/exactness.json
+	@$(PY) load_testing/benchmarks/agreement.py --install --out results/agreement.json || test $$? = 4
 	@$(PY) load_testing/benchmarks/generator.py --workers 1 2 4 8 --out results/generator.json
 
 .PHONY: soak

@@ -5,7 +5,8 @@
 For each number of workers, streams of a server that costs little (ticker.py) are read by more and
 more users until the run calls itself invalid: a worker over 80 % of its core, or late. Writes JSON
 and, beside it, a plot. Give the machine a core for each worker, one for the master and one for each
-two workers' server; with fewer, they share, and the result says that the machine set the limit.
+two workers' servers; with fewer, they share, and lag alone is the machine's limit and no worker's.
+A run that fails (answers that came too late) is the limit of the servers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -48,9 +50,17 @@ def tickers(count: int) -> Iterator[list[str]]:
             process.wait()
 
 
-def servers(workers: int) -> int:
-    """How many servers some workers read from; one feeds two with ease."""
-    return (workers + 1) // 2
+def cores_wanted(workers: int) -> int:
+    """A core for each worker, one for the master, and one for the servers of each two workers."""
+    return workers + 1 + (workers + 1) // 2
+
+
+def limit_of(verdict: str, reasons: tuple[str, ...], *, workers: int) -> str:
+    """Return whose limit a run met: `generator`, `server`, `machine`, or nobody's."""
+    if verdict != "invalid":
+        return "server" if verdict == "fail" else ""
+    late = all("late" in reason for reason in reasons)
+    return "machine" if late and cores_wanted(workers) > (os.cpu_count() or 1) else "generator"
 
 
 def free_port() -> int:
@@ -102,7 +112,7 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
     def attempt(level: float) -> Step:
         with tempfile.TemporaryDirectory() as folder:
             found = run(hosts, Path(folder), workers=workers, users=int(level), options=options)
-        events = found.totals.output_tokens_per_second
+        events, verdict = found.totals.output_tokens_per_second, found.verdict
         seen = {
             "users": int(level),
             "events_per_second": round(events),
@@ -111,25 +121,28 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
                 1e4 * found.workers.cpu_percent * workers / max(1.0, events), 1
             ),
             "lag_p95_ms": round(1000 * found.workers.lag_seconds, 1),
-            "verdict": found.verdict.result,
-            "reasons": list(found.verdict.reasons),
+            "verdict": verdict.result,
+            "limit": limit_of(verdict.result, verdict.reasons, workers=workers),
+            "reasons": list(verdict.reasons),
         }
         runs.append(seen)
         say(f"{workers} workers, {json.dumps(seen)}")
-        result = HOLDS if found.verdict.result == "pass" else BREAKS
-        return Step(level=level, result=result, reasons=found.verdict.reasons)
+        result = HOLDS if verdict.result == "pass" else BREAKS
+        return Step(level=level, result=result, reasons=verdict.reasons)
 
-    with tickers(servers(workers)) as hosts:
+    with tickers(workers) as hosts:
         found = search(attempt, low=options.users, precision=options.precision, whole=True)
     best = [each for each in runs if found.best and each["users"] == found.best.level][-1:]
+    over = [each for each in runs if found.limit and each["users"] == found.limit.level]
     events = best[0]["events_per_second"] if best else 0
     return {
         "workers": workers,
         "events_per_second": events,
         "events_per_second_and_worker": round(events / workers),
         "users": best[0]["users"] if best else 0,
-        "saturated_by": list(found.limit.reasons) if found.limit else [],
-        "cores_wanted": workers + 1 + servers(workers),
+        "limit": over[-1]["limit"] if over else "",
+        "limit_reasons": list(found.limit.reasons) if found.limit else [],
+        "cores_wanted": cores_wanted(workers),
         "runs": runs,
     }
 
@@ -149,11 +162,14 @@ def draw(document: dict[str, Any], file: Path) -> None:
     left.plot(counts, [one * n for n in counts], "--", color="grey", label="one worker, times n")
     left.set(title="Highest valid load", xlabel="workers", ylabel="stream events/s")
     left.set(xticks=counts, ylim=(0, None))
-    if any(each["cores_wanted"] > cores for each in results):
-        note = (
-            f"{cores} cores are shared by servers, master and workers: the machine sets the limit"
-        )
-        figure.suptitle(note, fontsize="medium")
+    shared = [each for each in results if each["cores_wanted"] > cores]
+    left.plot(
+        [each["workers"] for each in shared],
+        [each["events_per_second"] for each in shared],
+        *("o",),
+        **{"color": "white", "markeredgecolor": "C0", "zorder": 3},
+        label=f"machine's limit: {cores} cores for all",
+    )
     left.legend(loc="lower right", frameon=False)
     for each in results:
         runs = sorted(each["runs"], key=lambda run: run["users"])
@@ -167,9 +183,7 @@ def draw(document: dict[str, Any], file: Path) -> None:
             )
         right.plot([], [], "o-", color=line.get_color(), label=f"workers: {each['workers']}")
     right.axhline(80, ls=":", color="grey")
-    right.set(
-        title="Each run (x: invalid, or answers came too late)", xlabel="stream events/s in all"
-    )
+    right.set(title="Each run (x: invalid)", xlabel="stream events/s in all")
     right.set(ylabel="busiest worker, % of a core", ylim=(0, 105))
     right.legend(frameon=False, fontsize="small")
     figure.savefig(file, metadata={"Date": None})
@@ -188,6 +202,7 @@ def main() -> None:
     cores, before = os.cpu_count() or 1, os.getloadavg()[0]
     results: list[dict[str, Any]] = []
     document = {
+        "command": shlex.join(["python", *sys.argv]),
         "machine": {
             "cores": cores,
             "processor": platform.processor() or platform.machine(),
@@ -204,7 +219,7 @@ def main() -> None:
     draw(document, options.out.with_suffix(".svg"))
     for each in results:
         wanted = each["cores_wanted"]
-        enough = "" if cores >= wanted else f"  (wants {wanted} cores, shares {cores})"
+        enough = "" if cores >= wanted else f"  (machine's limit: wants {wanted} cores of {cores})"
         print(
             f"{each['workers']} workers: {each['events_per_second']} events/s, "
             f"{each['events_per_second_and_worker']} a worker{enough}"

@@ -18,14 +18,14 @@ REQUEST = "POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: {host}\r\n"
 HEADERS = "Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
 
 
-def ask(options: argparse.Namespace) -> list[float]:
-    """Send one request; return its start and the moment of each token."""
+def ask(options: argparse.Namespace) -> tuple[list[float], int]:
+    """Send one request; return its start and the moment of each event, and how many tokens came."""
     body = json.dumps(
         {"user_message": options.prompt, "max_tokens": options.max_tokens, "ignore_eos": True}
     )
     head = REQUEST.format(model=options.model, host=options.host)
     head += HEADERS.format(length=len(body))
-    moments = [time.perf_counter()]
+    moments, tokens = [time.perf_counter()], 0
     pending = b""
     with socket.create_connection((options.host, options.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -33,12 +33,13 @@ def ask(options: argparse.Namespace) -> list[float]:
         while data := connection.recv(65536):
             now = time.perf_counter()
             *lines, pending = (pending + data).split(b"\n")
-            moments += [
-                now for line in lines if line.startswith(b"data:") and b"completion" in line
-            ]
-    if len(moments) != options.max_tokens + 1:
-        raise RuntimeError(f"{len(moments) - 1} tokens, not {options.max_tokens}")
-    return moments
+            for line in lines:
+                if line.startswith(b"data:"):
+                    tokens = json.loads(line[5:])["completion_tokens"]
+                    moments.append(now)
+    if tokens != options.max_tokens:
+        raise RuntimeError(f"{tokens} tokens, not {options.max_tokens}")
+    return moments, tokens
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=20)
     parser.add_argument("--prompt", default="Why is the sky blue?")
     options = parser.parse_args()
-    seen: list[list[float]] = []
+    seen: list[tuple[list[float], int]] = []
     end = time.perf_counter() + options.seconds
 
     def user() -> None:
@@ -64,9 +65,9 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    first_tokens = sorted(moments[1] - moments[0] for moments in seen)
-    span = max(moments[-1] for moments in seen) - min(moments[0] for moments in seen)
-    tokens = sum(len(moments) - 1 for moments in seen)
+    first_tokens = sorted(moments[1] - moments[0] for moments, _ in seen)
+    span = max(moments[-1] for moments, _ in seen) - min(moments[0] for moments, _ in seen)
+    tokens = sum(count for _, count in seen)
     result = {
         "requests": len(seen),
         "tokens": tokens,
