@@ -1,7 +1,8 @@
 """`make load`: test the release of `make up` from inside the cluster, and bring the report here.
 
 Flow: image in the registry -> helm upgrade --install charts/locust -> wait for the master's Job ->
-report from the volume to results/. `fetch` does the last step alone, for any run on a volume.
+report from the volume to results/. `fetch` does the last step alone, for any run on a volume. On a
+cluster that KUBECONFIG names the image is built and pushed with PUSH=1, else taken from there.
 
 Exit codes: 0 pass, 1 objectives missed, 2 bad input, 3 invalid run, 4 the test could not be run.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -306,13 +308,18 @@ def fetch(release: Release, *, folder: str = "", into: Path = RESULTS) -> Path:
 
 
 def ensure_image(here: place.Place, board: Board) -> None:
-    """Build the image and push it, unless the cluster is somebody else's."""
-    if not here.embedded:
-        return
+    """Build the image and push it; to the registry of another cluster only with PUSH."""
+    if here.embedded or os.environ.get("PUSH"):
+        step = Step(name="image-load", command=build_command(here))
+        run_all([step], board, logs=place.cache() / "logs")
+
+
+def build_command(here: place.Place) -> list[str]:
+    """Return the command that builds the image and pushes it."""
     tag = f"{IMAGE}:{place.VERSION}"
     words = [sys.executable, up.BUILD, "--target", "load", "--tag", tag]
-    words += ["--push", f"{here.push}/{tag}", "--plain-http"]
-    run_all([Step(name="image-load", command=words)], board, logs=place.cache() / "logs")
+    plain = ["--plain-http"] if here.embedded else []
+    return [*words, "--push", f"{here.push}/{tag}", *plain]
 
 
 def run(options: argparse.Namespace, board: Board) -> int:
@@ -334,7 +341,7 @@ def run(options: argparse.Namespace, board: Board) -> int:
     board.say("load", f"exit code {ended.exit_code}: {VERDICTS[ended.exit_code]}")
     folder = None
     try:
-        folder = fetch(release, folder=ended.folder)
+        folder = fetch(release, folder=ended.folder, into=options.into)
     except NotRunError as error:
         print(f"make load: {error}", file=sys.stderr)
     tell(ended, folder, as_json=options.json)
@@ -346,7 +353,8 @@ def tell(ended: Ended, folder: Path | None, *, as_json: bool) -> None:
     verdict = VERDICTS[ended.exit_code]
     if as_json:
         place_of = str(folder) if folder else None
-        print(json.dumps({"verdict": verdict, "reason": ended.reason, "report": place_of}))
+        told = {"verdict": verdict, "exit_code": ended.exit_code, "reason": ended.reason}
+        print(json.dumps({**told, "report": place_of}))
         return
     if folder and (folder / "summary.txt").is_file():
         print((folder / "summary.txt").read_text().rstrip())
@@ -366,6 +374,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=3600, help="longest wait, in seconds")
     parser.add_argument("--run", default="", help="folder to fetch, the newest by default")
     parser.add_argument("--json", action="store_true", help="print verdict and place as JSON")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder of the report here")
     options = parser.parse_args()
     board = Board()
     try:
@@ -373,7 +382,7 @@ def main() -> int:
             return run(options, board)
         here = place.current()
         release = Release(place=here, namespace=options.namespace, name=options.release)
-        print(fetch(release, folder=options.run))
+        print(fetch(release, folder=options.run, into=options.into))
         return 0
     except (NotRunError, CommandFailedError, StepFailedError) as error:
         print(f"make load: {error}", file=sys.stderr)
