@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from load.tests.conftest import Start, condition, ended, report_of
+import yaml
+from load.tests.conftest import Start, condition, ended, report_of, settings
 
 from support import helm, install, load, place
 from support.helm import Release
@@ -40,7 +44,8 @@ def loading(release: Release) -> None:
 
     def told() -> bool:
         (master,) = running(release, "master")
-        return "All users spawned" in kubectl(release, "logs", master)
+        said = kubectl(release, "logs", master)
+        return "All users spawned" in said or "Spawning is complete" in said  # in time or late
 
     until(told, seconds=60)
 
@@ -48,9 +53,13 @@ def loading(release: Release) -> None:
 # Verdicts.
 
 
-def test_a_good_server_passes_and_its_report_is_whole(start: Start, tmp_path: Path) -> None:
-    goals = {"p95 ttft": "5 s", "error ratio": 0, "min requests": 10}
-    release = start(objectives=goals)
+@pytest.mark.parametrize("client", ["infer", "stream", "grpc"])
+def test_a_good_server_passes_and_its_report_is_whole(
+    start: Start, tmp_path: Path, client: str
+) -> None:
+    time_of = "ttft" if client == "stream" else "latency"
+    goals = {f"p95 {time_of}": "5 s", "error ratio": 0, "min requests": 10}
+    release = start(objectives=goals, run={"client": client})
     end = ended(release)
     assert (end.exit_code, end.reason) == (0, "")
     until(lambda: condition(release) == "Complete", seconds=10)
@@ -62,12 +71,38 @@ def test_a_good_server_passes_and_its_report_is_whole(start: Start, tmp_path: Pa
     assert [objective["met"] for objective in record["objectives"]] == [True] * 3
     assert record["totals"]["requests"] >= 10
     assert (record["workers"]["expected"], record["workers"]["seen"]) == (2, 2)
+    assert record["config"]["client"] == client
 
 
-def test_workers_of_a_good_run_end_well(start: Start) -> None:
+def test_workers_of_a_good_run_end_well_and_away_from_gpu_nodes(start: Start) -> None:
     release = start()
     assert ended(release).exit_code == 0
     until(lambda: condition(release, "worker") == "Complete", seconds=30)
+    pods = [*load.pods(release, "master"), *load.pods(release, "worker")]
+    assert len(pods) == 3
+    for pod in pods:
+        node = helm.get(release.place, release.namespace, "node", pod["spec"]["nodeName"])
+        assert node["metadata"]["labels"].get("nvidia.com/gpu.present") != "true"
+
+
+def test_arrivals_keep_their_rate_over_all_workers(start: Start, tmp_path: Path) -> None:
+    release = start(run={"rate": 10, "arrival": "constant"})
+    end = ended(release)
+    assert end.exit_code == 0
+    record = report_of(release, end.folder, tmp_path)
+    assert record["workers"]["seen"] == 2
+    assert sum(second["started"] for second in record["series"]) == pytest.approx(80, abs=3)
+    assert [second["offered"] for second in record["series"][:8]] == [10] * 8
+    assert record["distributions"]["schedule_lag_seconds"]["count"] == record["totals"]["requests"]
+
+
+def test_a_generator_that_is_late_makes_a_run_invalid(start: Start, tmp_path: Path) -> None:
+    release = start(run={"options": {"max-tokens": 5, "max-lag": 0.01}})  # ms: nobody is so quick
+    end = ended(release)
+    assert end.exit_code == 3
+    until(lambda: condition(release) == "Failed", seconds=10)
+    (reason,) = report_of(release, end.folder, tmp_path)["verdict"]["reasons"]
+    assert reason.startswith("the generator was late: p95 of its lag ")
 
 
 def test_servers_are_counted_during_the_run(start: Start, tmp_path: Path) -> None:
@@ -76,6 +111,29 @@ def test_servers_are_counted_during_the_run(start: Start, tmp_path: Path) -> Non
     counts = [second["replicas"] for second in record["series"]]
     assert len(counts) >= 7
     assert counts.count(1) >= len(counts) - 3
+
+
+@pytest.mark.slow
+def test_a_server_that_joins_during_the_run_is_counted(
+    start: Start, served: Release, tmp_path: Path
+) -> None:
+    scale = ("scale", "deployment", "-l", served.selector())
+    release = start(run=LONG)
+    loading(release)
+    try:
+        kubectl(served, *scale, "--replicas=2")
+        kubectl(served, "rollout", "status", "deployment", "-l", served.selector())
+        time.sleep(8)  # answers of the cluster's DNS may be 5 s old
+    finally:
+        kubectl(served, *scale, "--replicas=1")
+    (master,) = running(release, "master")
+    kubectl(release, "delete", "pod", master, "--wait=false")
+    until(lambda: condition(release) == "Failed", seconds=60)
+    record = report_of(release, master, tmp_path)
+    counts = [second["replicas"] for second in record["series"] if second["replicas"]]
+    assert counts[0] == 1
+    assert 2 in counts
+    assert record["verdict"]["reasons"] == ["the run was interrupted before its end"]
 
 
 def test_a_missed_objective_fails_the_job_and_leaves_a_report(start: Start, tmp_path: Path) -> None:
@@ -109,6 +167,16 @@ def test_workers_that_never_come_make_a_run_invalid(start: Start, tmp_path: Path
     assert record["workers"]["seen"] == 0
 
 
+def asked(served: Release) -> float:
+    """Return how many requests the server has had, good and bad, by its own count."""
+    code = "from urllib.request import urlopen as u; "
+    code += "print(u('http://127.0.0.1:8002/metrics').read().decode())"
+    (pod,) = served.pods()
+    name = pod["metadata"]["name"]
+    page = kubectl(served, "exec", name, "--", "python3", "-c", code)
+    return sum(map(float, re.findall(r"^nv_inference_request_\w+\{.*\} (\S+)$", page, re.M)))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -118,15 +186,21 @@ def test_workers_that_never_come_make_a_run_invalid(start: Start, tmp_path: Path
         ({"target": {"model": "simulated", "url": "https://triton:8000"}}, "TLS with https://"),
         ({"schema": {"inline": 'input [ { name: "a" data_type: TYPE_WORD } ]'}}, "TYPE_WORD"),
         ({"objectives": {"p95 beauty": "1 s"}}, "p95 beauty"),
+        (
+            {"target": {"model": "simulated", "grpc": "triton:8000"}, "run": {"client": "grpc"}},
+            "triton:8000 does not answer gRPC calls",
+        ),
     ],
-    ids=["model", "host", "data", "tls", "pbtxt", "objective"],
+    ids=["model", "host", "data", "tls", "pbtxt", "objective", "grpc"],
 )
 def test_bad_input_is_one_sentence_and_no_load(
-    start: Start, changes: dict[str, Any], words: str
+    start: Start, served: Release, changes: dict[str, Any], words: str
 ) -> None:
+    before = asked(served)
     release = start(**changes)
     end = ended(release)
     assert end.exit_code == 2
+    assert asked(served) == before
     log = kubectl(release, "logs", end.folder)
     (sentence,) = [line for line in log.splitlines() if line.startswith("error: ")]
     assert words in sentence
@@ -165,6 +239,30 @@ def test_a_search_finds_what_a_server_holds_and_keeps_every_step(
     assert {second["replicas"] for second in record["series"]} >= {1}
     page = (tmp_path / end.folder / "report.html").read_text()
     assert f"replicas for 64 users: {answer['replicas']}" in page
+
+
+@pytest.mark.slow
+def test_a_search_finds_the_limit_that_the_slots_of_a_server_set(
+    start: Start, tmp_path: Path
+) -> None:
+    # Eight slots and some 0.82 s an answer: with n users above 8 an answer takes 0.82 s * n / 8.
+    release = start(
+        capacity={**SEARCH, "start": 4, "stepSeconds": 6, "forUsers": 100},
+        objectives={"mean latency": "1 s", "error ratio": 0},
+        run={"client": "infer", "options": {"max-tokens": 400, "max-lag": 60_000}},
+    )
+    end = ended(release, seconds=300)
+    assert end.exit_code == 0
+    notes = report_of(release, end.folder, tmp_path)["notes"]
+    assert [(step["load"], step["result"]) for step in notes["steps"][:3]] == [
+        *((4, "holds"), (8, "holds"), (16, "breaks")),
+    ]
+    answer = notes["answer"]
+    assert 8 <= answer["load"] <= 9
+    assert "it breaks: mean latency is" in notes["capacity"]
+    assert answer["in_flight"] == pytest.approx(answer["load"], rel=0.1)
+    assert answer["target"] == math.floor(0.8 * answer["in_flight"])
+    assert answer["replicas"] == math.ceil(100 / (0.8 * answer["in_flight"]))
 
 
 def test_a_search_whose_first_load_is_too_much_fails(start: Start, tmp_path: Path) -> None:
@@ -223,11 +321,13 @@ def test_numbers_and_page_of_a_run_reach_those_whom_the_policies_admit(
 # Parts that die.
 
 
-@pytest.mark.parametrize("grace", ["0", "5"], ids=["killed", "evicted"])
+@pytest.mark.parametrize(
+    ("grace", "workers"), [("0", 2), ("5", 2), ("0", 1)], ids=["killed", "evicted", "the only one"]
+)
 def test_a_worker_lost_in_the_middle_makes_the_run_invalid(
-    start: Start, tmp_path: Path, grace: str
+    start: Start, tmp_path: Path, grace: str, workers: int
 ) -> None:
-    release = start(run=LONG)
+    release = start(run=LONG, workers={"count": workers})
     loading(release)
     victim = running(release, "worker")[0]
     force = ["--force"] if grace == "0" else []
@@ -236,8 +336,9 @@ def test_a_worker_lost_in_the_middle_makes_the_run_invalid(
     assert end.exit_code == 3
     record = report_of(release, end.folder, tmp_path)
     assert record["verdict"]["result"] == "invalid"
-    assert record["workers"]["lost"] >= 1
-    assert any("worker" in reason for reason in record["verdict"]["reasons"])
+    assert (record["workers"]["seen"], record["workers"]["lost"]) == (workers, 1)
+    lost = f"1 of {workers} workers were lost during the run"
+    assert record["verdict"]["reasons"] == [lost]
 
 
 def test_a_dead_master_is_a_failed_job_and_no_worker_stays(start: Start) -> None:
@@ -297,3 +398,36 @@ def test_an_upgrade_is_a_new_run_and_keeps_the_old_report(start: Start, tmp_path
     assert (first.exit_code, second.exit_code) == (0, 0)
     names = [report_of(release, end.folder, tmp_path)["name"] for end in (first, second)]
     assert names == ["again-locust-run-1", "again-locust-run-2"]
+
+
+# The command.
+
+
+def test_the_command_tells_verdict_and_place_and_fetches_again(
+    served: Release, tmp_path: Path
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump(settings(served.place, objectives={"p95 latency": "1 ms"})))
+    words = ["--namespace", served.namespace, "--release", "asked", "--json"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "support.load", *more, *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = run("--values", str(values), "--into", str(tmp_path / "run"))
+    release = Release(
+        place=served.place, namespace=served.namespace, name="asked", chart=load.CHART
+    )
+    try:
+        assert done.returncode == 1, done.stdout + done.stderr
+        told = json.loads(done.stdout)
+        assert (told["verdict"], told["exit_code"], told["reason"]) == ("fail", 1, "")
+        place_of = Path(told["report"])
+        assert place_of.parent == tmp_path / "run"
+        assert (place_of / "report.html").is_file()
+        again = run("fetch", "--into", str(tmp_path / "again"))
+        assert again.returncode == 0, again.stderr
+        assert Path(again.stdout.strip()) == tmp_path / "again" / place_of.name
+        assert (tmp_path / "again" / place_of.name / "run.json").is_file()
+    finally:
+        release.uninstall()
