@@ -128,6 +128,17 @@ def test_goodput_counts_the_answers_that_met_every_limit(tmp_path: Path) -> None
     assert good == pytest.approx(len(log) - len(log) // 4)
 
 
+def test_users_who_think_are_not_stopped_in_a_request_that_they_just_began(tmp_path: Path) -> None:
+    # Some of 60 users wake up at any moment, also at that of the end.
+    with known_server(ttft_ms=30, gap_ms=1, tokens=1) as server:
+        words = (*STREAM, f"--host={server.host}", "-u=60", "-r=60", "-t=3s", "--think-time=0.03")
+        done, found = measured(tmp_path, *words)
+        log = server.log()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert found.totals.unfinished == 0
+    assert found.totals.requests == len(log) > 100
+
+
 def test_a_closed_loop_follows_its_steps(tmp_path: Path) -> None:
     with known_server(ttft_ms=20, gap_ms=5, tokens=5) as server:
         words = (*STREAM, f"--host={server.host}", "-u=2", "-r=100", "-t=12s")

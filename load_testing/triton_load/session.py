@@ -184,6 +184,19 @@ class Session:
         )
         self.environment.events.llm_request.fire(outcome=outcome)  # type: ignore[attr-defined]
 
+    def repeat(self, user: Any, client: clients.Client, source: random.Random) -> None:
+        """Send requests one after the other, with pauses, until Locust stops the user."""
+        while not user.is_stopping:
+            self.ask(client, source)
+            self._pause(user, until=time.perf_counter() + self.options.think_time)
+
+    @staticmethod
+    def _pause(user: Any, *, until: float) -> None:
+        """Let others run until a moment, or until Locust stops the user."""
+        gevent.sleep(0)
+        while not user.is_stopping and (ahead := until - time.perf_counter()) > 0:
+            gevent.sleep(min(ahead, 0.1))
+
     def arrive(self, user: Any, client: clients.Client) -> None:
         """Send requests at the open-loop rate until Locust stops the user; then let them end."""
         pool, source = Pool(), self.source()
@@ -195,10 +208,8 @@ class Session:
         )
         for at in plan:
             due = self.began + at
-            while (ahead := due - time.perf_counter()) > 0:
-                gevent.sleep(min(ahead, 0.1))
-                if user.is_stopping:
-                    break
+            if due > time.perf_counter():
+                self._pause(user, until=due)
             if user.is_stopping:
                 break
             if self.in_flight >= self.options.max_in_flight:

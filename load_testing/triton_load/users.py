@@ -26,10 +26,6 @@ class _LoadUser(User):
         """Give up its connections."""
         self._client.close()
 
-    def wait_time(self) -> float:
-        """Pause after a request, in seconds."""
-        return self._session.options.think_time
-
     @property
     def is_stopping(self) -> bool:
         """Whether Locust wants this user to end after its requests."""
@@ -37,11 +33,15 @@ class _LoadUser(User):
 
     @task
     def load(self) -> None:
-        """Send one request, or as many as arrive until the end."""
+        """Send requests until the end: one after the other, or as they arrive.
+
+        Locust's own pause is of no use: it kills users who pause, also one who has just woken up
+        and sent a request, whose answer would then be missing.
+        """
         if self._session.options.open_loop:
             self._session.arrive(self, self._client)
         else:
-            self._session.ask(self._client, self._source)
+            self._session.repeat(self, self._client, self._source)
 
 
 class InferUser(_LoadUser):
