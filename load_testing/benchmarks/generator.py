@@ -162,7 +162,7 @@ def draw(document: dict[str, Any], file: Path) -> None:
     left.plot(counts, [one * n for n in counts], "--", color="grey", label="one worker, times n")
     left.set(title="Highest valid load", xlabel="workers", ylabel="stream events/s")
     left.set(xticks=counts, ylim=(0, None))
-    shared = [each for each in results if each["cores_wanted"] > cores]
+    shared = [each for each in results if each["limit"] == "machine"]
     left.plot(
         [each["workers"] for each in shared],
         [each["events_per_second"] for each in shared],
@@ -178,12 +178,12 @@ def draw(document: dict[str, Any], file: Path) -> None:
         for run in runs:
             right.plot(
                 *(run["events_per_second"], run["cpu_percent"]),
-                *("o" if run["verdict"] == "pass" else "x",),
+                *({"pass": "o", "fail": "+"}.get(run["verdict"], "x"),),
                 color=line.get_color(),
             )
         right.plot([], [], "o-", color=line.get_color(), label=f"workers: {each['workers']}")
     right.axhline(80, ls=":", color="grey")
-    right.set(title="Each run (x: invalid)", xlabel="stream events/s in all")
+    right.set(title="Each run (x: invalid, +: servers late)", xlabel="stream events/s in all")
     right.set(ylabel="busiest worker, % of a core", ylim=(0, 105))
     right.legend(frameon=False, fontsize="small")
     figure.savefig(file, metadata={"Date": None})

@@ -37,14 +37,16 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("asked", [16, 200])
+@pytest.mark.parametrize("asked", [16, 100])
 def test_a_prompt_has_the_tokens_asked_for_and_those_of_the_template(
     smollm2: Server, tmp_path: Path, asked: int
 ) -> None:
     words = ("--model=smollm2", f"--prompt-tokens={asked}", "--max-tokens=1", "--host", smollm2.url)
-    done, found = measured(tmp_path, *words, "-t3s", "--stop-timeout=30", "--max-lag=60000")
+    done, found = measured(
+        tmp_path, *words, "-u2", "-r2", "-t3s", "--stop-timeout=60", "--max-lag=60000"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     counted = found.distributions[record.PROMPT_TOKENS]
-    assert counted.count > 2
+    assert counted.count >= 2
     lengths = {round(value) for value, _ in counted.buckets()}
     assert lengths == {asked + TEMPLATE_TOKENS}

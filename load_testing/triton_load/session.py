@@ -185,7 +185,11 @@ class Session:
         self.environment.events.llm_request.fire(outcome=outcome)  # type: ignore[attr-defined]
 
     def repeat(self, user: Any, client: clients.Client, source: random.Random) -> None:
-        """Send requests one after the other, with pauses, until Locust stops the user."""
+        """Send requests one after the other, with pauses, until Locust stops the user.
+
+        Users begin somewhere in a pause, or they would all ask at once and wait for each other.
+        """
+        self._pause(user, until=time.perf_counter() + source.random() * self.options.think_time)
         while not user.is_stopping:
             self.ask(client, source)
             self._pause(user, until=time.perf_counter() + self.options.think_time)
