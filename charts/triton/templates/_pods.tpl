@@ -18,39 +18,6 @@
 {{- if and (eq .Values.strategy.type "RollingUpdate") (not $none) }}true{{ end -}}
 {{- end -}}
 
-{{/*
-Seconds between the deletion of a server pod and its kill:
-preStop (endpoints disappear) + drain (Triton's exit timeout) + 10 (unload, exit).
-*/}}
-{{- define "triton.gracePeriodSeconds" -}}
-{{- add (int .Values.shutdown.preStopSeconds) (int .Values.shutdown.drainSeconds) 10 -}}
-{{- end -}}
-
-{{/*
-Seconds after which a gRPC connection is renewed: half of preStop, so that every client has found another
-pod before this one ends. The other half is for the proxies, which must have dropped the endpoint, and
-for gRPC, which makes the age up to a tenth longer.
-*/}}
-{{- define "triton.grpcMaxConnectionAgeSeconds" -}}
-{{- if .Values.server.grpcMaxConnectionAgeSeconds -}}
-{{- int .Values.server.grpcMaxConnectionAgeSeconds -}}
-{{- else -}}
-{{- max 1 (div (int .Values.shutdown.preStopSeconds) 2) -}}
-{{- end -}}
-{{- end -}}
-
-{{/* Seconds until a rollout without progress counts as failed: download, load, a minute for the image. */}}
-{{- define "triton.progressDeadlineSeconds" -}}
-{{- $load := int .Values.probes.startup.budgetSeconds -}}
-{{- add (int .Values.modelSync.timeoutSeconds) $load (int .Values.minReadySeconds) 60 -}}
-{{- end -}}
-
-{{/* Failures of the startup probe that make up the budget, rounded up. */}}
-{{- define "triton.startupFailureThreshold" -}}
-{{- $probe := .Values.probes.startup -}}
-{{- divf (float64 $probe.budgetSeconds) (float64 $probe.periodSeconds) | ceil | int -}}
-{{- end -}}
-
 {{/* A Kubernetes quantity of bytes as whole MiB, rounded up. Argument: the quantity. */}}
 {{- define "triton.mebibytes" -}}
 {{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12

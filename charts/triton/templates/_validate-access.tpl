@@ -1,0 +1,25 @@
+{{/* Faults in secrets and routes, as a JSON list. */}}
+{{- define "triton.validate.access" -}}
+{{- $faults := list -}}
+{{- if and .Values.huggingface.token.existingSecret .Values.huggingface.token.value -}}
+{{- $faults = append $faults (print "huggingface.token.existingSecret and huggingface.token.value "
+    "are both set: keep one.") -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- $faults = append $faults "httpRoute.enabled needs a gateway: set httpRoute.parentRefs." -}}
+{{- end -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled .Values.httpRoute.enabled) -}}
+{{- $faults = append $faults (print "networkPolicy.gateway is empty, so nothing comes in by Ingress or "
+    "HTTPRoute: name the namespace of the ingress controller or gateway there.") -}}
+{{- end -}}
+{{- if has "health" .Values.server.restrictedApis.categories -}}
+{{- $faults = append $faults (print "server.restrictedApis.categories holds health, which probes "
+    "and gateways need open: remove it.") -}}
+{{- end -}}
+{{- if and .Values.server.apiKey.existingSecret (has "inference" .Values.server.restrictedApis.categories) -}}
+{{- $faults = append $faults (print "server.restrictedApis.categories holds inference, which "
+    "server.apiKey closes already: remove it there.") -}}
+{{- end -}}
+{{- $faults | toJson -}}
+{{- end -}}
