@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import subprocess
 import time
 import urllib.request
@@ -193,26 +194,29 @@ def test_poisson_arrivals_have_the_spacing_of_poisson(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def saturated(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, record.Record]:
+def saturated(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, record.Record, float]:
     """One generator that 80,000 events/s wait for, several times what it can read."""
+    before = os.getloadavg()[0]
     words = ("--client=stream", "--model=ticker", "--stop-timeout=10", "-u=80", "-r=80", "-t=9s")
     with ticker(gap_ms=1, tokens=200) as host:
         done, found = measured(tmp_path_factory.mktemp("saturated"), f"--host={host}", *words)
-    return done.returncode, found
+    return done.returncode, found, before
 
 
 def test_a_generator_that_has_too_much_to_do_makes_the_run_invalid(
-    saturated: tuple[int, record.Record],
+    saturated: tuple[int, record.Record, float],
 ) -> None:
-    code, found = saturated
+    code, found, _ = saturated
     assert (code, found.verdict.result) == (3, "invalid")
     assert found.totals.failed == 0
     assert all(reason.startswith("the generator was ") for reason in found.verdict.reasons)
 
 
 @pytest.mark.slow  # it needs a core of its own
-def test_a_saturated_generator_says_so(saturated: tuple[int, record.Record]) -> None:
-    _, found = saturated
+def test_a_saturated_generator_says_so(saturated: tuple[int, record.Record, float]) -> None:
+    _, found, before = saturated
+    if before > (os.cpu_count() or 1) / 2:
+        pytest.skip(f"the machine is too busy for a core of one's own: load average {before:.1f}")
     cpu = f"the generator was saturated: {found.workers.cpu_percent:.0f} % of a core"
     assert found.workers.cpu_percent > 80
     assert any(reason.startswith(cpu) for reason in found.verdict.reasons)
