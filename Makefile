@@ -100,6 +100,14 @@ bench: venv ## The engine behind Triton beside its peers, and how exact its answ
 	@$(PY) image/benchmarks/peers.py --install --out results/peers.json
 	@$(PY) image/benchmarks/accuracy.py --out results/accuracy.json
 
+.PHONY: bench-gpu
+bench-gpu: venv ## The engine on an NVIDIA GPU beside what its memory allows; random weights, no download
+	@$(PY) image/benchmarks/gpu.py --out results/gpu.json
+
+.PHONY: test-gpu
+test-gpu: venv ## Tests that need an NVIDIA GPU
+	@$(PY) -m pytest -m gpu
+
 .PHONY: bench-load
 bench-load: venv ## Measure the load test itself: its error, its agreement with other clients, its limit
 	@$(PY) -m pytest -s -q -m "slow and not cluster and not faults" load_testing/tests

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from triton_hf.settings import ModelSettings
+from triton_hf.settings import CPU_WEIGHTS, ModelSettings
 
 if TYPE_CHECKING:
     import torch
     from triton_native.checkpoint import Checkpoint
+
+    from triton_hf.sampler import SamplingRow
 
 
 class Runner(Protocol):
@@ -76,13 +78,50 @@ class MixingRunner(Runner, Protocol):
         """
 
 
-def make_runner(model: Any, settings: ModelSettings) -> Runner | MixingRunner:
-    """Return what computes this model best here; the model belongs to it from now on."""
+class AheadRunner(Runner, Protocol):
+    """A runner that chooses tokens on its device and need not wait until the host has read them.
+
+    Its sequences have room that was set aside when they began.
+    """
+
+    def admit(self, positions: int) -> Any | None:
+        """Return an empty sequence with room for so many tokens; None while there is none."""
+
+    def choose_first(self, sequence: Any, logits: torch.Tensor, row: SamplingRow) -> Pending:
+        """Choose the token after a prompt; the sequence goes on from it when it has joined."""
+
+    def launch(self, rows: Sequence[SamplingRow]) -> Pending:
+        """Add to each row the token that was chosen for it last, and choose the one after."""
+
+
+class Pending(Protocol):
+    """The tokens of one step, which may still be on their way."""
+
+    def wait(self) -> list[int | None]:
+        """Return the token of each row, None where its logits are not numbers."""
+
+
+def make_runner(model: Any, settings: ModelSettings) -> Runner | MixingRunner | AheadRunner:
+    """Return what computes this model best here; the model belongs to it from now on.
+
+    Raises:
+        SettingsError: The model does not fit into the GPU.
+    """
     import torch
 
     from triton_hf.packed_linear import pack_linears
     from triton_hf.torch_runner import TorchRunner
 
+    if next(model.parameters()).device.type == "cuda":
+        from triton_hf.cuda_runner import make_cuda_runner
+
+        recorded = make_cuda_runner(
+            model,
+            slots=settings.slots,
+            positions=settings.max_total_tokens,
+            name=settings.repo_id,
+        )
+        return recorded or TorchRunner(model, slots=settings.slots)
     native = native_runner(model, settings)
     if native is not None:
         return native
@@ -127,6 +166,8 @@ def stored_runner(folder: Path, config: Any, settings: ModelSettings) -> MixingR
     import torch
 
     if settings.cpu_step == "torch" or settings.dtype not in ("auto", "bfloat16"):
+        return None
+    if settings.weights not in CPU_WEIGHTS:
         return None
     if settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available()):
         return None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from triton_hf.requests import Sampling
+from triton_hf.transfer import upload
 
 # Tokens that are looked at, in turn, before all are sorted for top_p; 64 are nearly always enough.
 _CANDIDATES = (64, 1024)
@@ -31,16 +32,17 @@ class SamplingRow:
         self._prompt = prompt
         self._seen: torch.Tensor | None = None
 
-    def push(self, token: int) -> None:
-        """The row got this token."""
+    def push(self, tokens: torch.Tensor, index: int) -> None:
+        """The row got the token at this index."""
         if self._seen is not None:
-            self._seen[token] = True
+            self._seen.index_fill_(0, tokens[index : index + 1], True)
 
     def seen(self, like: torch.Tensor) -> torch.Tensor:
         """Which tokens of the vocabulary occur in the row so far; for `like` see its size."""
         if self._seen is None:
             self._seen = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
-            self._seen[torch.tensor(self._prompt, dtype=torch.long, device=like.device)] = True
+            prompt = upload(self._prompt, dtype=torch.long, device=like.device)
+            self._seen.index_fill_(0, prompt, True)
         return self._seen
 
 
@@ -51,21 +53,36 @@ def choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None
         logits: Shape [rows, vocabulary]; may be changed.
         rows: One for each row of the logits.
     """
+    tokens = choose_ahead(logits, rows, wait=True)
+    return [token if token >= 0 else None for token in tokens.tolist()]
+
+
+def choose_ahead(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], *, wait: bool = False
+) -> torch.Tensor:
+    """Return the next token of each row, where the logits are; -1 where those are not numbers.
+
+    Args:
+        logits: Shape [rows, vocabulary]; may be changed.
+        rows: One for each row of the logits.
+        wait: Whether the host may look at results in between, which saves work; a GPU then does
+            nothing until the host has seen them. What is chosen is the same.
+    """
     logits = _penalise(logits.float(), rows)
-    best = logits.argmax(dim=-1)
-    finite = logits.gather(1, best.unsqueeze(1)).squeeze(1).isfinite().tolist()
-    tokens: list[int] = best.tolist()
-    warm = [
-        index for index, row in enumerate(rows) if row.sampling.temperature > 0 and finite[index]
-    ]
+    tokens = logits.argmax(dim=-1)
+    finite = logits.gather(1, tokens.unsqueeze(1)).squeeze(1).isfinite()
+    warm = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
+    if wait and warm:
+        good = finite.tolist()
+        warm = [index for index in warm if good[index]]
     if warm:
-        drawn = _draw(logits[warm], [rows[index] for index in warm])
-        for index, token in zip(warm, drawn, strict=True):
-            tokens[index] = token
+        at = upload(warm, dtype=torch.long, device=logits.device)
+        # What is no number could be drawn from beyond the vocabulary.
+        part = logits[at] if wait else logits[at].masked_fill(~finite[at].unsqueeze(1), 0.0)
+        tokens[at] = _draw(part, [rows[index] for index in warm], wait=wait)
     for index, row in enumerate(rows):
-        if finite[index]:
-            row.push(tokens[index])
-    return [token if good else None for token, good in zip(tokens, finite, strict=True)]
+        row.push(tokens, index)
+    return tokens.masked_fill(~finite, -1)
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
@@ -73,24 +90,26 @@ def _penalise(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor
     indices = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1.0]
     if not indices:
         return logits
-    part = logits[indices]
+    at = upload(indices, dtype=torch.long, device=logits.device)
+    part = logits[at]
     seen = torch.stack([rows[index].seen(logits) for index in indices])
     penalty = _column([rows[index].sampling.repetition_penalty for index in indices], logits)
-    logits[indices] = torch.where(seen, torch.where(part < 0, part * penalty, part / penalty), part)
+    logits[at] = torch.where(seen, torch.where(part < 0, part * penalty, part / penalty), part)
     return logits
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow], *, wait: bool) -> torch.Tensor:
     """Draw from softmax(logits / temperature) within each row's top_k and top_p."""
     temperature = [max(row.sampling.temperature, _LOWEST_TEMPERATURE) for row in rows]
     # Less the largest, so that nothing overflows at a low temperature.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / _column(temperature, logits)
     logits = _top_k(logits, [row.sampling.top_k for row in rows])
-    weights = _top_p(torch.softmax(logits, dim=-1), [row.sampling.top_p for row in rows])
+    limits = [row.sampling.top_p for row in rows]
+    weights = _top_p(torch.softmax(logits, dim=-1), limits, wait=wait)
     return _pick(weights, [row.random.random() for row in rows])
 
 
-def _pick(weights: torch.Tensor, numbers: Sequence[float]) -> list[int]:
+def _pick(weights: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
     """Return, for each row, the token at this share (0 to 1) of the sum of its weights."""
     if padding := -weights.shape[-1] % _BLOCK:
         weights = torch.nn.functional.pad(weights, (0, padding))
@@ -102,8 +121,7 @@ def _pick(weights: torch.Tensor, numbers: Sequence[float]) -> list[int]:
     below = heights.gather(1, block) - sums.gather(1, block)
     inner = blocks[torch.arange(len(numbers), device=weights.device), block.squeeze(1)]
     token = block * _BLOCK + _reached(inner.cumsum(dim=-1, dtype=torch.float64), point - below)
-    picked: list[int] = token.squeeze(1).tolist()
-    return picked
+    return token.squeeze(1)
 
 
 def _reached(heights: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
@@ -120,22 +138,23 @@ def _top_k(logits: torch.Tensor, limits: Sequence[int]) -> torch.Tensor:
     if not any(limits):
         return logits
     best = logits.topk(max(limits), dim=-1).values
-    rank = torch.tensor([max(limit - 1, 0) for limit in limits], device=logits.device)
-    lowest = best.gather(1, rank.unsqueeze(1))
-    free = torch.tensor([limit == 0 for limit in limits], device=logits.device).unsqueeze(1)
+    device = logits.device
+    ranks = upload([max(limit - 1, 0) for limit in limits], dtype=torch.long, device=device)
+    lowest = best.gather(1, ranks.unsqueeze(1))
+    free = upload([limit == 0 for limit in limits], dtype=torch.bool, device=device).unsqueeze(1)
     lowest = lowest.masked_fill(free, float("-inf"))
     return logits.masked_fill(logits < lowest, float("-inf"))
 
 
-def _top_p(weights: torch.Tensor, limits: Sequence[float]) -> torch.Tensor:
+def _top_p(weights: torch.Tensor, limits: Sequence[float], *, wait: bool) -> torch.Tensor:
     if all(limit >= 1.0 for limit in limits):
         return weights
     limit = _column(list(limits), weights)
     free = limit >= 1.0
-    for count in (*_CANDIDATES, weights.shape[-1]):
-        best = weights.topk(min(count, weights.shape[-1]), dim=-1).values
+    for count in (*(_CANDIDATES if wait else ()), weights.shape[-1]):
+        best = _largest(weights, count)
         heights = best.cumsum(dim=-1, dtype=torch.float64)
-        if bool(((heights[:, -1:] >= limit) | free).all()):
+        if not wait or bool(((heights[:, -1:] >= limit) | free).all()):
             break
     # A token stays when those before it do not reach the limit, so the first always stays.
     kept = ((heights - best) < limit).sum(dim=-1, keepdim=True)
@@ -143,5 +162,11 @@ def _top_p(weights: torch.Tensor, limits: Sequence[float]) -> torch.Tensor:
     return weights.masked_fill(weights < lowest.masked_fill(free, 0.0), 0.0)
 
 
+def _largest(weights: torch.Tensor, count: int) -> torch.Tensor:
+    if count >= weights.shape[-1]:
+        return weights.sort(dim=-1, descending=True).values
+    return weights.topk(count, dim=-1).values
+
+
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+    return upload(values, dtype=like.dtype, device=like.device).unsqueeze(1)

@@ -6,12 +6,13 @@ that a long one delays the next token of the others by one chunk at most.
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triton_hf.chat import ChatTokenizer, TokenDecoder
 from triton_hf.cpu import apply_cpu_limits, usable_cores
@@ -20,8 +21,11 @@ from triton_hf.errors import EngineError, SettingsError
 from triton_hf.model_files import LOCAL, ModelFiles, load_tokenizer
 from triton_hf.requests import Conversation
 from triton_hf.runtime import log_fault
-from triton_hf.settings import ModelSettings
+from triton_hf.settings import ModelSettings, check_weights
 from triton_hf.store import locate_weights
+
+if TYPE_CHECKING:
+    from triton_hf.runners import Pending
 
 # Prompt tokens that are read between two tokens of the running rows: on a CPU about as much work
 # as two steps.
@@ -102,11 +106,14 @@ class TransformersEngine(Engine):
 
         self._runner = runner
         self._mixes = hasattr(self._runner, "advance")
+        self._ahead = hasattr(self._runner, "launch")
         with torch.inference_mode():
             self._runner.check()
         self._choose = sampler.choose
         self._reading: list[_Row] = []  # prompts that are not read to their end
         self._rows: list[_Row] = []  # in the order of the runner's rows
+        # Tokens that the host has not read, oldest first, and the rows that they are for.
+        self._pending: collections.deque[tuple[Pending, list[_Row]]] = collections.deque()
 
     def _tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...], int]:
         ids = tuple(self._chat.encode(conversation))
@@ -121,7 +128,41 @@ class TransformersEngine(Engine):
             if self._mixes and self._reading and self._advance_together():
                 return
             self._read_prompts()
-            self._step()
+            if self._ahead:
+                self._step_ahead()
+            else:
+                self._step()
+
+    def _step_ahead(self) -> None:
+        """Start the next step, then pass on the tokens of those before it while it runs."""
+        started = bool(self._rows) and self._launch()
+        while len(self._pending) > started:
+            self._settle(*self._pending.popleft())
+        self._drop_finished()
+
+    def _launch(self) -> bool:
+        """Start a step of all rows; False when it failed."""
+        try:
+            pending = self._runner.launch([row.sampling for row in self._rows])
+        except Exception as error:
+            self._fail_batch(error)
+            return False
+        self._pending.append((pending, list(self._rows)))
+        for row in self._rows:
+            row.chosen += 1
+        return True
+
+    def _settle(self, pending: Pending, rows: Sequence[_Row]) -> None:
+        """Wait for tokens and pass them on, but those of rows that had ended before."""
+        try:
+            tokens = pending.wait()
+        except Exception as error:
+            self._pending.appendleft((pending, list(rows)))
+            self._fail_batch(error)
+            return
+        for row, token in zip(rows, tokens, strict=True):
+            if not row.job.finished:
+                self._push(row, token)
 
     def _begin(self, job: Job) -> None:
         try:
@@ -208,6 +249,8 @@ class TransformersEngine(Engine):
                 break
             left -= len(chunk)
             try:
+                if not self._reserve(row):
+                    break
                 self._read(row, chunk)
             except Exception as error:
                 self._fail_row(row, error)
@@ -215,19 +258,32 @@ class TransformersEngine(Engine):
                 self._reading.pop(0)
                 self._join(row)
 
+    def _reserve(self, row: _Row) -> bool:
+        """See that a prompt has its sequence; False while there is no memory for one."""
+        if row.sequence is not None:
+            return True
+        if self._ahead:
+            work = row.job.work
+            row.sequence = self._runner.admit(work.prompt_tokens + work.max_tokens)
+        else:
+            row.sequence = self._runner.begin()
+        return row.sequence is not None
+
     def _read(self, row: _Row, chunk: Sequence[int]) -> None:
         """Read a chunk of one prompt; make the first token after the last one."""
-        if row.sequence is None:
-            row.sequence = self._runner.begin()
         logits = self._runner.extend(row.sequence, chunk)
         row.read += len(chunk)
-        if row.complete:
+        if row.complete and self._ahead:
+            pending = self._runner.choose_first(row.sequence, logits, row.sampling)
+            self._pending.append((pending, [row]))
+            row.chosen = 1
+        elif row.complete:
             self._push(row, self._choose(logits, [row.sampling])[0])
 
     def _join(self, row: _Row) -> None:
         """Let a row whose prompt was read take part in the steps."""
         sequence, row.sequence = row.sequence, None
-        if row.job.finished:
+        if row.ended:
             return
         self._rows.append(row)
         try:
@@ -252,6 +308,8 @@ class TransformersEngine(Engine):
     def _fail_batch(self, error: Exception) -> None:
         """Fail all rows: whose fault it was is not known, and the cache may be half written."""
         failed, self._rows = self._rows, []
+        failed += [row for _, rows in self._pending for row in rows]
+        self._pending.clear()
         self._note_fault(error)
         for row in failed:
             self._fail(row.job, _failure())
@@ -290,7 +348,7 @@ class TransformersEngine(Engine):
         try:
             with torch.inference_mode():
                 for index in reversed(range(len(self._rows))):
-                    if self._rows[index].job.finished:
+                    if self._rows[index].ended:
                         self._leave(index)
         except Exception as error:
             self._fail_batch(error)
@@ -309,6 +367,7 @@ class _Row:
         sequence: The runner's cache of the prompt, until the row joins the batch.
         read: Tokens of the prompt that were read.
         token: The last token made.
+        chosen: Tokens that a runner has chosen ahead, read or not.
     """
 
     def __init__(self, job: Job, decoder: TokenDecoder) -> None:
@@ -320,6 +379,12 @@ class _Row:
         self.sequence: Any = None
         self.read = 0
         self.token = 0
+        self.chosen = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step has to be made for it: it is over, or will be with what was chosen."""
+        return self.job.finished or self.chosen >= self.job.work.max_tokens
 
     @property
     def complete(self) -> bool:
@@ -335,17 +400,20 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
     """Load model and tokenizer from a local folder, safetensors only, no code of the repository.
 
     Raises:
-        SettingsError: The folder holds no usable model, or the device is not there.
+        SettingsError: The folder holds no usable model, or the device is not there or too small.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+
+    from triton_hf.placement import place_model
 
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("parameter 'device' is cuda, but torch sees no NVIDIA GPU here")
+    check_weights(settings.weights, device=device)
     # Also beside a GPU: torch would start a thread for each core of the node, whatever the quota.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -359,8 +427,8 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _unusable(settings, error) from None
-    model.to(torch.device(device))  # type: ignore[arg-type]  # its wrapper hides the signature
     model.train(False)
+    place_model(model, weights=settings.weights, device=torch.device(device))
     return model, tokenizer
 
 

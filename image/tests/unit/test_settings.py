@@ -17,6 +17,7 @@ def test_every_parameter_becomes_a_typed_value() -> None:
             "gated": "true",
             "dtype": "bfloat16",
             "device": "cpu",
+            "weights": "int8",
             "slots": "3",
             "max_queue": "0",
             "max_queue_seconds": "2.5",
@@ -33,6 +34,7 @@ def test_every_parameter_becomes_a_typed_value() -> None:
     assert (settings.slots, settings.max_queue, settings.gated) == (3, 0, True)
     assert settings.max_queue_seconds == 2.5
     assert (settings.max_prompt_tokens, settings.max_total_tokens) == (10, 20)
+    assert settings.weights == "int8"
     assert settings.defaults.temperature == 0.5
     assert (settings.defaults.top_k, settings.defaults.seed) == (7, 42)
 
@@ -54,6 +56,8 @@ def test_speed_of_a_simulated_model_is_tokens_per_second_or_time_between_tokens(
         ({"top_p": "0"}, "'top_p' must be a number above 0 to 1"),
         ({"dtype": "int3"}, "'dtype' must be one of auto, float32"),
         ({"device": "tpu"}, "'device' must be one of auto, cpu, cuda"),
+        ({"weights": "int3"}, "'weights' must be one of auto, int8, int4, fp8"),
+        ({"weights": "fp8", "device": "cpu"}, "'weights' fp8 needs an NVIDIA GPU; on a CPU it is"),
         ({"gated": "yes"}, "'gated' must be one of true, false"),
         ({"revision": ""}, "'revision' must not be empty"),
         ({"max_total_tokens": "10", "max_prompt_tokens": "10"}, "no answer fits"),
