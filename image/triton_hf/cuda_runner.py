@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -23,8 +24,11 @@ from triton_hf.paged_cache import SCRATCH, LayerShape, PagedCache, PagedStep
 from triton_hf.sampler import SamplingRow, choose_ahead
 from triton_hf.transfer import Download, upload
 
-# What the paged kernels of flash attention ask for.
+# So large that the steps over gathered pages, one for each doubling, are few.
 PAGE_TOKENS = 256
+# cuDNN plans anew for each length of a prompt, which takes longer than the prompt.
+_FUSED = (SDPBackend.FLASH_ATTENTION,)
+_ANY = (*_FUSED, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 # How far the logits may be from those of the model's own attention, as a part of their length.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 _CHECK_TOKENS = 9
@@ -44,7 +48,7 @@ class PagedSequence:
             MemoryError: There are not enough.
         """
         self._cache = cache
-        self.pages: list[int] = []
+        self.pages: Sequence[int] = ()
         self.pages = cache.take(cache.pages_for(positions))
         self.length = 0
         self.table: torch.Tensor | None = None  # on the device, [1, pages]
@@ -52,7 +56,7 @@ class PagedSequence:
 
     def release(self) -> None:
         """Give the pages back; safe to call twice."""
-        pages, self.pages = self.pages, []
+        pages, self.pages = self.pages, ()
         self._cache.give(pages)
 
     def __del__(self) -> None:
@@ -155,11 +159,11 @@ class CudaRunner:
     def attention(self) -> str:
         """How attention is computed, for the log."""
         why = self._why_gathered
-        return "flash attention over pages" if why is None else f"gathered pages because {why}"
+        return "flash attention" if why is None else f"gathered pages because {why}"
 
     def admit(self, positions: int) -> PagedSequence | None:
         """Return an empty sequence with room for so many tokens; None while there is none."""
-        if self._cache.pages_for(positions) > self._cache.free:
+        if not self._cache.has_run(self._cache.pages_for(positions)):
             return None
         return PagedSequence(self._cache, positions=positions)
 
@@ -177,7 +181,7 @@ class CudaRunner:
         if self._cache.pages_for(end) > len(sequence.pages):
             raise MemoryError(f"a sequence of {end} tokens has {len(sequence.pages)} pages")
         if sequence.table is None:
-            sequence.table = upload([sequence.pages], dtype=torch.int32, device=self.device)
+            sequence.table = upload([list(sequence.pages)], dtype=torch.int32, device=self.device)
         step = PagedStep(
             tables=sequence.table[:, : self._cache.pages_for(end)],
             positions=torch.arange(start, end, device=self.device).unsqueeze(0),
@@ -252,22 +256,37 @@ class CudaRunner:
             UnavailableError: A step cannot be recorded, or its logits are others.
             SettingsError: There is no memory for the steps.
         """
-        if not self._checked:
-            try:
-                self._record()
-                self._compare()
-            except (UnavailableError, SettingsError):
-                self.give_back()
+        if self._checked:
+            return
+        try:
+            self._prove()
+        except SettingsError:
+            self.give_back()
+            raise
+        except Exception as error:
+            self.give_back()
+            if isinstance(error, UnavailableError):
                 raise
-            except Exception as error:
-                self.give_back()
-                raise UnavailableError(_first_line(error)) from error
+            raise UnavailableError(_first_line(error)) from error
         self._checked = True
 
     def give_back(self) -> None:
         """Leave the model as it was."""
         self.clear()
         self._model.set_attn_implementation(self._own_attention)
+
+    def _prove(self) -> None:
+        if self._why_gathered is None:
+            try:
+                self._record()
+                self._compare()
+                return
+            except (RuntimeError, ValueError, NotImplementedError, UnavailableError) as error:
+                self._why_gathered = f"flash attention failed ({_first_line(error)})"
+                self.clear()
+        self._steps.clear()
+        self._record()
+        self._compare()
 
     def _use_pages(self) -> None:
         self._model.set_attn_implementation(paged_attention.NAME)
@@ -353,7 +372,7 @@ class CudaRunner:
         return logits[: self.rows]
 
     def _forward(self, ids: torch.Tensor, step: PagedStep) -> torch.Tensor:
-        with step.running():
+        with step.running(), sdpa_kernel(list(_FUSED if step.fused else _ANY)):
             output = self._model(
                 input_ids=ids,
                 position_ids=step.positions,

@@ -1,9 +1,10 @@
 """Attention over pages of keys and values, by torch's own kernels.
 
 Two ways, registered with transformers under one name. `varlen_attn` (torch's flash attention) reads
-the pages where they lie, and of each row only its own tokens: on CUDA, in half precision, for masks
-that flash attention knows. The other way gathers the pages and masks them: any device, any mask
-that a model makes for itself.
+the pool where it lies, and of each row only its own tokens: on CUDA, in half precision, for masks
+that flash attention knows. It cannot follow a table of pages (its FA3 could, which is a package of
+its own; cuDNN could, and plans anew for each length of a prompt), so a row's pages lie together.
+The other way gathers the pages and masks them: any device, any mask that a model makes for itself.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def register() -> None:
 
 
 def fused_refusal(model: Any, *, widest: int) -> str | None:
-    """Why the kernel that reads pages itself cannot serve this model; None when it can.
+    """Why the kernel that reads the pool itself cannot serve this model; None when it can.
 
     Args:
         model: A model of transformers.
@@ -134,10 +135,10 @@ def _attend_fused(
     packed = query.transpose(1, 2).flatten(0, 1)
     output: Any = varlen.varlen_attn(
         packed,
-        key,
-        value,
-        step.starts,
-        None,
+        key.flatten(0, 1),
+        value.flatten(0, 1),
+        step.offsets,
+        step.first,
         tokens,
         step.width,
         scale=scaling,
@@ -145,7 +146,6 @@ def _attend_fused(
         window_size=(-1, 0) if window is None else (window - 1, 0),
         enable_gqa=heads != key.shape[2],
         seqused_k=step.lengths,
-        block_table=step.tables,
     )
     result: torch.Tensor = output.view(rows, tokens, heads, -1)
     return result

@@ -1,9 +1,10 @@
 """Keys and values in pages of fixed memory, so that nothing a CUDA graph has seen ever moves.
 
-A sequence owns whole pages of one pool; a row of the batch is a line in a table of page numbers.
-Joining and leaving the batch change numbers in that table and copy no keys or values. Everything a
-step depends on (tables, positions, tokens) is read from tensors on the device, so a recorded step
-is right for any batch.
+A sequence owns a run of pages of one pool, set aside when it begins; a row of the batch is a line
+in a table of page numbers. Joining and leaving change numbers there and copy no keys or values. A
+run, because the flash attention that torch carries reads only what lies together. Everything a step
+depends on (tables, positions, tokens) is read from tensors on the device, so a recorded step is
+right for any batch.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class PagedStep:
         positions: Position of each new token in its sequence, [rows, tokens].
         places: Where each new token goes in the pool, [rows x tokens].
         lengths: Tokens of each row, the new ones among them, [rows].
-        fused: Whether attention reads the pages itself; else it gets masks and gathered pages.
+        first: Where each row begins in the pool, and one number more, [rows + 1].
+        offsets: Where each row's new tokens begin among all of them, [rows + 1].
+        fused: Whether attention reads the pool itself; else it gets masks and gathered pages.
     """
 
     def __init__(
@@ -62,9 +65,10 @@ class PagedStep:
         self.places = (pages * page_tokens + positions % page_tokens).flatten()
         self.lengths = (positions[:, -1] + 1).int()
         rows, tokens = positions.shape
-        self.starts = torch.arange(
+        self.offsets = torch.arange(
             0, rows * tokens + 1, tokens, dtype=torch.int32, device=positions.device
         )
+        self.first = torch.nn.functional.pad(tables[:, 0] * page_tokens, (0, 1))
 
     @property
     def width(self) -> int:
@@ -142,8 +146,8 @@ class PagedCache(Cache):
             torch.OutOfMemoryError: The device has not enough.
         """
         self.page_tokens = page_tokens
-        self._free = collections.deque(range(1, pages + 1))
-        self._pages = pages
+        self._owned = bytearray(pages + 1)  # 1 for each page that is
+        self._owned[SCRATCH] = 1
         # Layers of one shape lie in one tensor, so that a page of all of them is emptied at once.
         counts = collections.Counter(shapes)
         self._pools = {
@@ -169,32 +173,40 @@ class PagedCache(Cache):
     @property
     def pages(self) -> int:
         """Pages in all."""
-        return self._pages
+        return len(self._owned) - 1
 
     @property
     def free(self) -> int:
         """Pages that no sequence owns."""
-        return len(self._free)
+        return self._owned.count(0)
 
     def pages_for(self, tokens: int) -> int:
         """Pages that so many tokens need."""
         return -(-tokens // self.page_tokens)
 
-    def take(self, count: int) -> list[int]:
-        """Return the numbers of empty pages.
+    def has_run(self, count: int) -> bool:
+        """Whether so many free pages lie together."""
+        return bytes(count) in self._owned
+
+    def take(self, count: int) -> range:
+        """Return the numbers of empty pages that lie together.
 
         Raises:
             MemoryError: There are not enough; none is taken then.
         """
-        if count > len(self._free):
-            raise MemoryError(f"no page for keys and values; {self.pages - self.free} are in use")
-        taken = [self._free.popleft() for _ in range(count)]
+        start = self._owned.find(bytes(count))
+        if start < 0:
+            used = self.pages - self.free
+            raise MemoryError(f"no {count} pages for keys and values; {used} are in use")
+        self._owned[start : start + count] = b"\1" * count
+        taken = range(start, start + count)
         self._empty(taken)
         return taken
 
     def give(self, pages: Sequence[int]) -> None:
         """Take pages back."""
-        self._free.extend(pages)
+        for page in pages:
+            self._owned[page] = 0
 
     def empty_scratch(self) -> None:
         """Forget what rows without a sequence have written."""

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show: recorded graphs, the kernel that reads pages, real weights."""
+"""What only an NVIDIA GPU can show: recorded graphs, flash attention, smaller weights."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ def test_greedy_answers_from_graphs_are_those_of_generate_in_float32(config) -> 
 
 
 @pytest.mark.parametrize("config", [LLAMA, MISTRAL, GEMMA], ids=lambda config: config.model_type)
-def test_the_kernel_that_reads_pages_gives_the_logits_of_gathered_pages(
+def test_flash_attention_over_the_pool_gives_the_logits_of_gathered_pages(
     monkeypatch, config
 ) -> None:
     prompt = ids(900, seed=1)
     fused = CudaRunner(make_model(config, torch.bfloat16), slots=2, positions=1024)
     monkeypatch.setattr(paged_attention, "fused_refusal", lambda model, widest: "of this test")
     gathered = CudaRunner(make_model(config, torch.bfloat16), slots=2, positions=1024)
-    assert fused.attention == "flash attention over pages"
+    assert fused.attention == "flash attention"
     assert gathered.attention == "gathered pages because of this test"
     found = []
     for runner in (fused, gathered):
@@ -152,7 +152,7 @@ def test_a_step_with_the_shape_of_llama3_8b_is_recorded_and_agrees_with_its_own_
     model = make_model(LLAMA3, torch.bfloat16)
     runner = make_cuda_runner(model, slots=32, positions=8192, name="llama3")
     assert runner is not None
-    assert runner.attention == "flash attention over pages"
+    assert runner.attention == "flash attention"
     assert runner.cache.pages == 32 * 32
 
 

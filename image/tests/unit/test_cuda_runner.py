@@ -266,6 +266,15 @@ def test_pages_are_lent_for_a_sequence_and_come_back_however_it_ends() -> None:
     assert most is not None
     assert runner.admit(1) is None
     most.release()
+    parts = [runner.admit(PAGE) for _ in range(whole)]
+    parts[3].release()
+    parts[5].release()
+    assert runner.admit(2 * PAGE) is None  # they do not lie together
+    parts[4].release()
+    run = runner.admit(3 * PAGE)
+    assert list(run.pages) == [4, 5, 6]
+    for part in (run, *parts):
+        part.release()
     with pytest.raises(MemoryError):
         runner.extend(runner.admit(PAGE), ids(PAGE + 1))
     batch = Batch(runner)
@@ -287,17 +296,17 @@ def reference_varlen(
     window_size: tuple[int, int],
     enable_gqa: bool,
     seqused_k: Any,
-    block_table: Any,
 ) -> torch.Tensor:
     """What torch's documentation says of `varlen_attn`, row by row."""
-    assert cu_seq_k is None
-    assert cu_seq_q.dtype == seqused_k.dtype == block_table.dtype == torch.int32
+    assert {cu_seq_q.dtype, cu_seq_k.dtype, seqused_k.dtype} == {torch.int32}
+    assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1
     outputs = []
     for row, used in enumerate(seqused_k.tolist()):
         assert used <= max_k
         start, end = cu_seq_q[row : row + 2].tolist()
         assert end - start <= max_q
-        keys, values = (pool[block_table[row].long()].flatten(0, 1)[:used] for pool in (key, value))
+        first = int(cu_seq_k[row])
+        keys, values = (pool[first : first + used] for pool in (key, value))
         assert enable_gqa == (keys.shape[1] != query.shape[1])
         at = torch.arange(used - (end - start), used).unsqueeze(1)
         columns = torch.arange(used).unsqueeze(0)
@@ -323,9 +332,7 @@ FUSED = [family for family in SERVED if "capped" not in family]
 
 @pytest.mark.parametrize("family", FUSED)
 @torch.inference_mode()
-def test_the_kernel_that_reads_pages_is_asked_for_what_the_models_mask_says(
-    monkeypatch, family
-) -> None:
+def test_flash_attention_is_asked_for_what_the_models_mask_says(monkeypatch, family) -> None:
     monkeypatch.setattr(paged_attention.varlen, "varlen_attn", reference_varlen)
     monkeypatch.setattr(paged_attention, "fused_refusal", lambda model, widest: None)
     runner = make_runner(make_model(family))
@@ -351,7 +358,7 @@ def test_the_kernel_that_reads_pages_is_asked_for_what_the_models_mask_says(
         ({"device": "cpu"}, "CUDA"),
     ],
 )
-def test_the_kernel_that_reads_pages_serves_only_models_that_it_can_serve(change, words) -> None:
+def test_flash_attention_serves_only_models_that_it_can_serve(change, words) -> None:
     class Config:
         layer_types = change.get("kinds", ["full_attention", "sliding_attention"])
         attn_logit_softcapping = change.get("softcap")
@@ -372,6 +379,23 @@ def test_the_kernel_that_reads_pages_serves_only_models_that_it_can_serve(change
 
     found = paged_attention.fused_refusal(Model(), widest=change.get("widest", 128))
     assert found is None if words is None else words in str(found)
+
+
+@torch.inference_mode()
+def test_pages_are_gathered_where_flash_attention_fails_and_the_log_says_why(monkeypatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(paged_attention.varlen, "varlen_attn", broken)
+    monkeypatch.setattr(paged_attention, "fused_refusal", lambda model, widest: None)
+    runner = make_runner(make_model())
+    assert runner.attention == (
+        "gathered pages because flash attention failed (RuntimeError: no kernel image is available)"
+    )
+    batch = Batch(runner)
+    answer = batch.join(ids(9))
+    batch.step(5)
+    assert answer == reference(make_model(), ids(9), 6)
 
 
 @pytest.mark.parametrize("family", ["bloom, alibi"])
