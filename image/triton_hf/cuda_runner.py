@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from triton_hf import memory, paged_attention
 from triton_hf.errors import SettingsError
+from triton_hf.fused_norm import FusedNorms
 from triton_hf.graphs import Recorder, Step, recorder_for
 from triton_hf.paged_cache import SCRATCH, LayerShape, PagedCache, PagedStep
 from triton_hf.sampler import SamplingRow, choose_ahead
@@ -144,6 +145,7 @@ class CudaRunner:
         self._steps: dict[tuple[int, int], Step] = {}
         self._checked = False
         self._use_pages()
+        self._norms = FusedNorms(model)
 
     @property
     def rows(self) -> int:
@@ -273,6 +275,7 @@ class CudaRunner:
     def give_back(self) -> None:
         """Leave the model as it was."""
         self.clear()
+        self._norms.undo()
         self._model.set_attn_implementation(self._own_attention)
 
     def _prove(self) -> None:

@@ -12,8 +12,8 @@ from triton_hf import memory
 def place_model(model: Any, *, weights: str, device: torch.device) -> None:
     """Move a model from the host to its device, in the format that was asked for.
 
-    What is loaded on the host are views of the mapped files, so a layer is read from there when it
-    is moved, and the weights never lie in the host's memory as a whole.
+    In the dtype that is stored, what was loaded are views of the mapped files: a layer is read from
+    there when it is moved, and the weights never lie in the host's own memory as a whole.
 
     Raises:
         SettingsError: The weights do not fit into the GPU, or it cannot use this format.
