@@ -42,15 +42,9 @@ class UnavailableError(Exception):
 class PagedSequence:
     """The pages of one sequence, and the token that comes next."""
 
-    def __init__(self, cache: PagedCache, *, positions: int) -> None:
-        """Take pages for this many tokens.
-
-        Raises:
-            MemoryError: There are not enough.
-        """
-        self._cache = cache
-        self.pages: Sequence[int] = ()
-        self.pages = cache.take(cache.pages_for(positions))
+    def __init__(self, cache: PagedCache, pages: Sequence[int]) -> None:
+        """Own these pages until `release`."""
+        self._cache, self.pages = cache, pages
         self.length = 0
         self.table: torch.Tensor | None = None  # on the device, [1, pages]
         self.token: torch.Tensor | None = None  # on the device, [1]
@@ -167,7 +161,7 @@ class CudaRunner:
         """Return an empty sequence with room for so many tokens; None while there is none."""
         if not self._cache.has_run(self._cache.pages_for(positions)):
             return None
-        return PagedSequence(self._cache, positions=positions)
+        return PagedSequence(self._cache, self._cache.take(self._cache.pages_for(positions)))
 
     def begin(self) -> PagedSequence:
         """Return an empty sequence that may become as long as any.
@@ -175,7 +169,7 @@ class CudaRunner:
         Raises:
             MemoryError: There is no room for it.
         """
-        return PagedSequence(self._cache, positions=self._positions)
+        return PagedSequence(self._cache, self._cache.take(len(self._tables[0])))
 
     def extend(self, sequence: PagedSequence, tokens: Sequence[int]) -> torch.Tensor:
         """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
@@ -252,13 +246,16 @@ class CudaRunner:
         self._cache.empty_scratch()
 
     def check(self) -> None:
-        """Record all steps, once, and hold them to the model's own attention.
+        """Record all steps, once, and hold them to the model's own attention, each time.
+
+        There must be no rows then; sequences that have not joined stay as they are.
 
         Raises:
             UnavailableError: A step cannot be recorded, or its logits are others.
             SettingsError: There is no memory for the steps.
         """
         if self._checked:
+            self._compare()
             return
         try:
             self._prove()
@@ -390,16 +387,19 @@ class CudaRunner:
         """Run the tokens of `_look` through pages and recorded steps."""
         prompt, *others = self._check_parts()
         with torch.inference_mode():
-            sequence = self.begin()
+            # Of the scratch page, so that it needs no memory that others have.
+            sequence = PagedSequence(self._cache, (SCRATCH,))
             self.extend(sequence, prompt[:2])
             found = [self.extend(sequence, prompt[2:])]
             self.join(sequence)
             found += [self.step(token).clone() for token in others]
             self.clear()
         pairs = [(a.float(), b.float()) for a, b in zip(found, self._expected, strict=True)]
-        apart = max(float((a - b).norm() / b.norm()) for a, b in pairs)
-        if not apart <= _TOLERANCE[self._model.dtype]:
-            raise UnavailableError(f"its logits are {apart:.1%} away from those of its own code")
+        for ours, own in pairs:
+            apart = float((ours - own).norm() / own.norm())
+            if not apart <= _TOLERANCE[self._model.dtype]:  # also when it is not a number
+                away = f"{apart:.1%} away from those of its own code"
+                raise UnavailableError(f"its logits are {away}")
 
 
 def make_cuda_runner(model: Any, *, slots: int, positions: int, name: str) -> CudaRunner | None:

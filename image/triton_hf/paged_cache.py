@@ -204,9 +204,9 @@ class PagedCache(Cache):
         return taken
 
     def give(self, pages: Sequence[int]) -> None:
-        """Take pages back."""
+        """Take pages back; the scratch page is never free."""
         for page in pages:
-            self._owned[page] = 0
+            self._owned[page] = page == SCRATCH
 
     def empty_scratch(self) -> None:
         """Forget what rows without a sequence have written."""

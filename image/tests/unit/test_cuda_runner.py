@@ -442,6 +442,28 @@ def test_steps_with_other_logits_than_the_models_own_are_not_used(monkeypatch) -
         runner.check()
 
 
+@torch.inference_mode()
+def test_it_can_be_checked_again_beside_prompts_that_have_all_pages(monkeypatch) -> None:
+    runner = make_runner(make_model(), slots=2)
+    expected = reference(make_model(), ids(20), 4)
+    sequence, other = (runner.admit(POSITIONS) for _ in range(2))
+    assert runner.cache.free == 0
+    runner.extend(sequence, ids(20)[:9])
+    runner.check()
+    logits = runner.extend(sequence, ids(20)[9:])
+    runner.join(sequence)
+    found = [int(logits.argmax())]
+    for _ in range(3):
+        found.append(int(runner.step(found[-1:]).argmax()))
+    assert found == expected
+    runner.clear()
+    other.release()
+    assert runner.cache.free == runner.cache.pages
+    monkeypatch.setattr(runner, "_repeat", lambda: torch.full((1, VOCABULARY), float("nan")))
+    with pytest.raises(UnavailableError, match="away from those of its own code"):
+        runner.check()
+
+
 def test_the_log_says_what_computes_and_how_many_tokens_there_is_room_for(capsys) -> None:
     make_cuda_runner(make_model(), slots=2, positions=POSITIONS, name="org/m")
     assert capsys.readouterr().err == (
