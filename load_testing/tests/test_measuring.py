@@ -118,13 +118,14 @@ def test_events_of_several_tokens_are_counted_by_token(tmp_path: Path) -> None:
 
 def test_goodput_counts_the_answers_that_met_every_limit(tmp_path: Path) -> None:
     goals = tmp_path / "goals.yaml"
-    goals.write_text("max ttft: 400 ms\n")
-    with known_server(ttft_ms=20, gap_ms=5, tokens=5, slow_every=4, slow_ms=500) as server:
-        words = (*STREAM, f"--host={server.host}", f"--objectives={goals}", "-u=4", "-r=4")
+    # Far apart, so that no busy machine takes one for the other.
+    goals.write_text("max ttft: 1500 ms\n")
+    with known_server(ttft_ms=20, gap_ms=5, tokens=5, slow_every=4, slow_ms=3000) as server:
+        words = (*STREAM, f"--host={server.host}", f"--objectives={goals}", "-u=8", "-r=8")
         done, found = measured(tmp_path / "out", *words, "-t=5s")
         log = server.log()
     assert done.returncode == 1, done.stdout + done.stderr
-    assert found.totals.requests == len(log) > 40
+    assert found.totals.requests == len(log) > 20
     good = found.totals.goodput * found.totals.duration
     assert good == pytest.approx(len(log) - len(log) // 4)
 
@@ -168,8 +169,8 @@ def test_an_open_loop_shows_the_queue_and_not_a_lower_rate(tmp_path: Path) -> No
         _, found = measured(tmp_path, *words)
         log = server.log()
     arrivals = [moments[0] for moments in log]
-    assert len(log) == pytest.approx(150, abs=3)
-    assert arrivals[-1] - arrivals[0] == pytest.approx(5, abs=0.2)
+    assert len(log) == pytest.approx(150, abs=15)  # the end may come late, a rate may not
+    assert (len(log) - 1) / (arrivals[-1] - arrivals[0]) == pytest.approx(30, rel=0.02)
     # The last that was served waited for all before it: about 10 s for 100 of them.
     assert found.distributions[record.LATENCY].maximum > 8
     assert max(second.in_flight for second in found.series) > 80
