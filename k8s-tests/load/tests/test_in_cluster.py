@@ -248,10 +248,11 @@ def test_a_search_finds_what_a_server_holds_and_keeps_every_step(
 def test_a_search_finds_the_limit_that_the_slots_of_a_server_set(
     start: Start, tmp_path: Path
 ) -> None:
-    # Eight slots and some 0.82 s an answer: with n users above 8 an answer takes 0.82 s * n / 8.
+    # Eight slots and some 0.82 s an answer: with n users above 8 an answer takes 0.82 s * n / 8,
+    # so 12 users are the limit, and 8 hold on a machine that is half as fast again.
     release = start(
         capacity={**SEARCH, "start": 4, "stepSeconds": 6, "forUsers": 100},
-        objectives={"mean latency": "1 s", "error ratio": 0},
+        objectives={"mean latency": "1250 ms", "error ratio": 0},
         run={"client": "infer", "options": {"max-tokens": 400, "max-lag": 60_000}},
     )
     end = ended(release, seconds=300)
@@ -261,7 +262,7 @@ def test_a_search_finds_the_limit_that_the_slots_of_a_server_set(
         *((4, "holds"), (8, "holds"), (16, "breaks")),
     ]
     answer = notes["answer"]
-    assert 8 <= answer["load"] <= 9
+    assert 8 <= answer["load"] <= 12
     assert "it breaks: mean latency is" in notes["capacity"]
     assert answer["in_flight"] == pytest.approx(answer["load"], rel=0.1)
     assert answer["target"] == math.floor(0.8 * answer["in_flight"])
