@@ -249,7 +249,7 @@ def test_a_search_finds_the_limit_that_the_slots_of_a_server_set(
     start: Start, tmp_path: Path
 ) -> None:
     # Eight slots and some 0.82 s an answer: with n users above 8 an answer takes 0.82 s * n / 8,
-    # so 12 users are the limit, and 8 hold on a machine that is half as fast again.
+    # so 12 users are the limit, and 8 hold though a busy machine takes half as long again.
     release = start(
         capacity={**SEARCH, "start": 4, "stepSeconds": 6, "forUsers": 100},
         objectives={"mean latency": "1250 ms", "error ratio": 0},
