@@ -165,7 +165,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_certificate_is_trusted_only_when_one_says_so(certificate: Path) -> None:
     with known_server(cert=certificate, tokens=3) as server:
-        words = ("--headless", "-t2s", "--client=stream", f"--host={server.host}", "--model=known")
+        words = (*CALM, "--client=stream", f"--host={server.host}", "--model=known")
+        words = ("--headless", "-t2s", *words)
         refused = locust(*words)
         blind = locust(*words, "--insecure")
         trusted = locust(*words, SSL_CERT_FILE=str(certificate.with_suffix(".crt")))
