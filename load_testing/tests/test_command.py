@@ -41,7 +41,9 @@ def test_the_command_of_the_readme_runs_as_written(triton: Server, tmp_path: Pat
         *("--csv", str(csv), "--headless", "-t5s", "--csv-full-history", "-u", "1", "-r", "1"),
         *("--data", DATA, "--schema", SCHEMA, "--host", triton.url),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    # Flags that are not in the README cannot say that this machine may be busy.
+    late = done.returncode == 3 and "the generator was late" in done.stdout
+    assert done.returncode == 0 or late, done.stdout + done.stderr
     history = (tmp_path / "results_stats_history.csv").read_text().splitlines()
     assert len(history) > 4
     totals = (tmp_path / "results_stats.csv").read_text().splitlines()[-1].split(",")
@@ -53,7 +55,7 @@ def test_the_command_of_the_readme_runs_as_written(triton: Server, tmp_path: Pat
 @pytest.mark.parametrize("client", ["infer", "stream", "grpc"])
 def test_every_client_asks_a_real_triton(triton: Server, tmp_path: Path, client: str) -> None:
     grpc = f"--grpc-host=127.0.0.1:{triton.ports.grpc}"
-    words = ("--data", DATA, "--schema", SCHEMA, "--host", triton.url, "-t4s", "-u2", "-r2")
+    words = ("--data", DATA, "--schema", SCHEMA, "--host", triton.url, "-t4s", "-u2", "-r2", *CALM)
     done, found = measured(
         tmp_path, f"--client={client}", grpc, *words, "--max-tokens=10", "--stop-timeout=5"
     )
@@ -66,7 +68,7 @@ def test_every_client_asks_a_real_triton(triton: Server, tmp_path: Path, client:
 
 @pytest.mark.triton
 def test_generated_prompts_have_their_length(triton: Server, tmp_path: Path) -> None:
-    words = ("--model=llama3-8b", "--prompt-tokens=40", "--host", triton.url, "-t3s")
+    words = ("--model=llama3-8b", "--prompt-tokens=40", "--host", triton.url, "-t3s", *CALM)
     done, found = measured(tmp_path, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert found.distributions[record.PROMPT_TOKENS].quantile(50) == pytest.approx(40, abs=2)
@@ -251,6 +253,7 @@ def test_the_locustfile_works_from_a_copy_outside_the_repository(tmp_path: Path)
     )
     file = str(tmp_path / "load/locustfile.py")
     with known_server() as server:
-        words = ("--client=stream", "--only-summary", f"--host={server.host}", "--model=known")
+        words = (*CALM, "--client=stream", f"--host={server.host}", "--model=known")
+        words = ("--only-summary", *words)
         done = locust("-f", file, "--headless", "-t2s", *words)
     assert done.returncode == 0, done.stdout + done.stderr
