@@ -78,7 +78,7 @@ def test_generated_prompts_have_their_length(triton: Server, tmp_path: Path) -> 
 def test_requests_that_the_server_refuses_are_classed_and_fail_the_run(
     triton: Server, tmp_path: Path
 ) -> None:
-    words = ("--model=llama3-8b", "--temperature=99", "--host", triton.url, "-t3s")
+    words = ("--model=llama3-8b", "--temperature=99", "--host", triton.url, "-t3s", *CALM)
     done, found = measured(tmp_path, *words)
     assert done.returncode == 1
     assert found.errors[0].name == "HTTP 400"

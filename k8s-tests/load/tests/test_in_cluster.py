@@ -180,21 +180,28 @@ def asked(served: Release) -> float:
     return sum(map(float, found))
 
 
+# Each is refused on a laptop in the same words by load_testing/tests; here two on every change.
+NOBODY = {"model": "simulated", "url": "http://no-such-host:8000"}
+TLS = {"model": "simulated", "url": "https://triton:8000"}
+BROKEN = 'input [ { name: "a" data_type: TYPE_WORD } ]'
+WRONG_PORT: dict[str, Any] = {
+    "target": {"model": "simulated", "grpc": "triton:8000"},
+    "run": {"client": "grpc"},
+}
+case, SLOW = pytest.param, pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"target": {"model": "no-such-model"}}, "no-such-model"),
-        ({"target": {"model": "simulated", "url": "http://no-such-host:8000"}}, "no-such-host"),
-        ({"data": {"inline": json.dumps({"inputs": [TENSOR]})}}, "no_such_input"),
-        ({"target": {"model": "simulated", "url": "https://triton:8000"}}, "TLS with https://"),
-        ({"schema": {"inline": 'input [ { name: "a" data_type: TYPE_WORD } ]'}}, "TYPE_WORD"),
-        ({"objectives": {"p95 beauty": "1 s"}}, "p95 beauty"),
-        (
-            {"target": {"model": "simulated", "grpc": "triton:8000"}, "run": {"client": "grpc"}},
-            "triton:8000 does not answer gRPC calls",
-        ),
+        case({"target": {"model": "no-such-model"}}, "no-such-model", id="model", marks=SLOW),
+        case({"target": NOBODY}, "no-such-host", id="host"),
+        case({"data": {"inline": json.dumps({"inputs": [TENSOR]})}}, "no_such_input", id="data"),
+        case({"target": TLS}, "TLS with https://", id="tls", marks=SLOW),
+        case({"schema": {"inline": BROKEN}}, "TYPE_WORD", id="pbtxt", marks=SLOW),
+        case({"objectives": {"p95 beauty": "1 s"}}, "p95 beauty", id="objective", marks=SLOW),
+        case(WRONG_PORT, "triton:8000 does not answer gRPC calls", id="grpc", marks=SLOW),
     ],
-    ids=["model", "host", "data", "tls", "pbtxt", "objective", "grpc"],
 )
 def test_bad_input_is_one_sentence_and_no_load(
     start: Start, served: Release, changes: dict[str, Any], words: str
@@ -326,7 +333,12 @@ def test_numbers_and_page_of_a_run_reach_those_whom_the_policies_admit(
 
 
 @pytest.mark.parametrize(
-    ("grace", "workers"), [("0", 2), ("5", 2), ("0", 1)], ids=["killed", "evicted", "the only one"]
+    ("grace", "workers"),
+    [
+        pytest.param("0", 2, id="killed", marks=SLOW),
+        pytest.param("5", 2, id="evicted", marks=SLOW),
+        pytest.param("0", 1, id="the only one"),
+    ],
 )
 def test_a_worker_lost_in_the_middle_makes_the_run_invalid(
     start: Start, tmp_path: Path, grace: str, workers: int
