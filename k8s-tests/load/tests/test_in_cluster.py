@@ -354,7 +354,8 @@ def test_a_worker_lost_in_the_middle_makes_the_run_invalid(
     assert record["verdict"]["result"] == "invalid"
     assert (record["workers"]["seen"], record["workers"]["lost"]) == (workers, 1)
     lost = f"1 of {workers} workers were lost during the run"
-    assert record["verdict"]["reasons"] == [lost]
+    # With the only worker its last counts are gone, too, so few requests may be another reason.
+    assert record["verdict"]["reasons"][0] == lost
 
 
 def test_a_dead_master_is_a_failed_job_and_no_worker_stays(start: Start) -> None:
