@@ -115,7 +115,8 @@ def api_down(here: place.Place) -> Iterator[None]:
         until(answers, seconds=120)
 
 
-@pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [15, 60])
 def test_the_data_path_does_not_need_the_api_server(
     release: Release, install: Install, row: Row, seconds: int
 ) -> None:
