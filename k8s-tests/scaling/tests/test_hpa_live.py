@@ -44,7 +44,7 @@ def scaled(here: place.Place, request: pytest.FixtureRequest) -> Iterator[Releas
         with in_cluster(here) as prometheus:
             # Until the first scrape KEDA says what keeps the number of pods as it is.
             running = f'triton_hf_requests_running{{namespace="{namespace}"}}'
-            wait.until(lambda: bool(prometheus.query(running)), seconds=120)
+            wait.until(lambda: bool(prometheus.query(running)), seconds=300)
         yield made
 
 
@@ -173,8 +173,8 @@ def test_every_rule_and_every_metric_of_a_rule_has_data(scaled: Release) -> None
         scaled.apply(values)
 
     with in_cluster(scaled.place) as prometheus:
-        rules = wait.until(lambda: rules_of(prometheus, scaled), seconds=90, every=3)
-        wait.until(lambda: rules_have_data(prometheus, scaled, rules), seconds=120, every=3)
+        rules = wait.until(lambda: rules_of(prometheus, scaled), seconds=300, every=3)
+        wait.until(lambda: rules_have_data(prometheus, scaled, rules), seconds=300, every=3)
 
 
 def rules_have_data(prometheus: Prometheus, made: Release, rules: list[dict[str, Any]]) -> None:
