@@ -75,6 +75,7 @@ faults: venv ## Every fault on the cluster of `make up` (about 100 min), and a t
 scale: venv ## The signal against the truth, then 20 load steps each for HPA and KEDA on the cluster of `make up` (about 3 h)
 	@PYTHONPATH=k8s-tests:image $(PY) -m scaling.signal --out results/scale/signal.json
 	@$(PY) -m cluster up --with=monitoring --with=keda
+	@$(PY) -m pytest -q -m "slow and cluster" k8s-tests/scaling
 	@$(PY) -m scaling.fleet --scaler hpa --out results/scale/hpa
 	@$(PY) -m scaling.fleet --scaler keda --out results/scale/keda
 	@$(PY) -m scaling.fleet --scaler hpa --sync 5 --out results/scale/hpa-sync-5

@@ -160,11 +160,13 @@ def rules_of(prometheus: Prometheus, made: Release) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow  # it breaks the release and waits for two reloads
 def test_every_rule_and_every_metric_of_a_rule_has_data(scaled: Release) -> None:
     """A rule over a metric that nobody makes would never fire, and nobody would know.
 
     A download that failed makes the metric of failed Jobs; the release stays as broken as that.
     """
+    standin.serve(scaled)
     broken: dict[str, int | str] = {**release.PARAMETERS, "slots": "many"}
     scaler = scaled.namespace.split("-")[0]
     host = f"{scaled.namespace}.test"
