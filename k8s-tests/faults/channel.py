@@ -1,7 +1,8 @@
 """gRPC traffic on kept channels: calls and streams, each sent once.
 
 A channel stays with the pod that its connection leads to until the connection is renewed, which is
-what a rollout has to get along with. gRPC's own retries are off.
+what a rollout has to get along with. No retry policy is set. What gRPC's default client sends anew
+is what no server has begun: a call that was given to a connection just as its GOAWAY came.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def running(address: str, model: str, *, streams: int = 2) -> Iterator[Traffic]:
 @contextmanager
 def _client(address: str, name: str) -> Iterator[triton.InferenceServerClient]:
     # The name makes the arguments differ: equal ones would share a channel.
-    arguments = [("grpc.enable_retries", 0), ("grpc.primary_user_agent", name)]
+    arguments = [("grpc.primary_user_agent", name)]
     client = triton.InferenceServerClient(address, channel_args=arguments)
     try:
         yield client

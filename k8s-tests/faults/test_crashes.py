@@ -42,9 +42,8 @@ def wait_out_of_rotation(release: Release, victim: str, *, since: float) -> floa
     return time.time() - since
 
 
-@pytest.mark.parametrize(
-    "stub", [servers.MODEL, pytest.param(f"{servers.MODEL}_stream", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stub", [servers.MODEL, f"{servers.MODEL}_stream"])
 def test_a_pod_whose_stub_was_killed_leaves_the_rotation_and_comes_back(
     release: Release, install: Install, row: Row, stub: str
 ) -> None:

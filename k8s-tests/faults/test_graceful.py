@@ -46,6 +46,7 @@ def names(release: Release) -> set[str]:
     return {pod["metadata"]["name"] for pod in release.pods()}
 
 
+@pytest.mark.slow  # `make test` has it with connections that are kept, below
 def test_a_rolling_update_loses_no_request_and_breaks_no_stream(
     release: Release, install: Install, row: Row
 ) -> None:

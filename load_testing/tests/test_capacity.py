@@ -88,6 +88,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
+@pytest.mark.slow  # `make test` has a search in the cluster
 def test_the_capacity_of_a_server_with_four_slots_is_four_users(tmp_path: Path) -> None:
     # 800 ms for each answer: the fifth user makes all of them wait 1 s on average.
     goals = tmp_path / "goals.yaml"

@@ -85,6 +85,7 @@ def test_workers_of_a_good_run_end_well_and_away_from_gpu_nodes(start: Start) ->
         assert node["metadata"]["labels"].get("nvidia.com/gpu.present") != "true"
 
 
+@pytest.mark.slow
 def test_arrivals_keep_their_rate_over_all_workers(start: Start, tmp_path: Path) -> None:
     release = start(run={"rate": 10, "arrival": "constant"})
     end = ended(release)
@@ -97,6 +98,7 @@ def test_arrivals_keep_their_rate_over_all_workers(start: Start, tmp_path: Path)
     assert record["distributions"]["schedule_lag_seconds"]["count"] == record["totals"]["requests"]
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_late_makes_a_run_invalid(start: Start, tmp_path: Path) -> None:
     release = start(run={"options": {"max-tokens": 5, "max-lag": 0.01}})  # ms: nobody is so quick
     end = ended(release)
@@ -276,6 +278,7 @@ def test_a_search_finds_the_limit_that_the_slots_of_a_server_set(
     assert answer["replicas"] == math.ceil(100 / (0.8 * answer["in_flight"]))
 
 
+@pytest.mark.slow
 def test_a_search_whose_first_load_is_too_much_fails(start: Start, tmp_path: Path) -> None:
     release = start(capacity=SEARCH, objectives={"p95 latency": "1 ms"}, run=NO_PAUSE)
     end = ended(release, seconds=200)

@@ -86,7 +86,9 @@ def all_named(prometheus: Prometheus, made: Release) -> None:
     assert named.last == every.last
 
 
-@pytest.mark.parametrize("kind", ["annotations", "serviceMonitor"])
+@pytest.mark.parametrize(
+    "kind", ["annotations", pytest.param("serviceMonitor", marks=pytest.mark.slow)]
+)
 def test_every_series_carries_the_name_of_its_release_however_it_is_scraped(
     here: place.Place, namespace: str, kind: str
 ) -> None:
@@ -133,6 +135,7 @@ def has_data(prometheus: Prometheus, made: Release) -> None:
     assert empty == []
 
 
+@pytest.mark.slow  # the serving tests ask the same of a Triton outside the cluster
 def test_every_query_of_every_panel_has_data(scaled: Release) -> None:
     """What needs a GPU is asked of a pod that stands in for one.
 
