@@ -35,6 +35,7 @@ from support.models import ensure_smollm2
 from triton_hf.cpu import apply_cpu_limits
 from triton_hf.embedded import cache_root
 from triton_hf.engine import Event, Work
+from triton_hf.model_files import load_tokenizer
 from triton_hf.requests import Message, Sampling
 from triton_hf.settings import ModelSettings
 from triton_hf.transformers_engine import load_model
@@ -124,7 +125,8 @@ class Text(Client):
 def equal_in_float32(options: argparse.Namespace, folder: Path, since: float) -> int:
     """Return how many greedy answers of the engine are those of `generate`."""
     texts = conversations(options.prompts)
-    model, tokenizer = load_model(folder, ModelSettings(repo_id="accuracy", dtype="float32"))
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, ModelSettings(repo_id="accuracy", dtype="float32"))
     expected = []
     for number, text in enumerate(texts):
         expected.append(_generate(model, tokenizer, chat_ids(tokenizer, text), options.answer))
@@ -172,7 +174,8 @@ def perplexities(folder: Path, tokens: int, since: float) -> dict[str, float]:
     """Return the perplexity of a text by native step, torch and torch in float32."""
     import torch
 
-    model, tokenizer = load_model(folder, ModelSettings(repo_id="accuracy"))
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, ModelSettings(repo_id="accuracy"))
     ids = tokenizer(topics["execmodel"] + topics["import"])["input_ids"][:tokens]
     with torch.inference_mode():
         torch_logits = model(torch.tensor([ids])).logits[0].float()
@@ -223,7 +226,8 @@ def divergences(options: argparse.Namespace, folder: Path, since: float) -> list
     """Return the gap of the first other token of each answer that has one, largest first."""
     import torch
 
-    model, tokenizer = load_model(folder, ModelSettings(repo_id="accuracy"))
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, ModelSettings(repo_id="accuracy"))
     prompts = [chat_ids(tokenizer, text) for text in conversations(options.prompts)]
     runner = native_runner(folder, positions=256 + options.answer)
     gaps = []

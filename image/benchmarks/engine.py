@@ -196,7 +196,7 @@ def bench_engine(options: argparse.Namespace, folder: Path) -> dict[str, dict[in
 
 def bench_generate(options: argparse.Namespace, folder: Path) -> dict[int, list[Result]]:
     """Measure `generate` for each number of clients."""
-    model, _ = load_model(folder, ModelSettings(repo_id="benchmark", dtype=options.dtype))
+    model = load_model(folder, ModelSettings(repo_id="benchmark", dtype=options.dtype))
     results = {}
     for count in options.clients:
         measure_generate(model, random_prompts(count, options.prompt, run=-1), 4)

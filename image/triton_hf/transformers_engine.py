@@ -18,7 +18,7 @@ from triton_hf.chat import ChatTokenizer, TokenDecoder
 from triton_hf.cpu import apply_cpu_limits, usable_cores
 from triton_hf.engine import Engine, Job
 from triton_hf.errors import EngineError, SettingsError
-from triton_hf.model_files import LOCAL, ModelFiles, load_tokenizer
+from triton_hf.model_files import LOCAL, ModelFiles
 from triton_hf.requests import Conversation
 from triton_hf.runtime import log_fault
 from triton_hf.settings import ModelSettings, check_weights
@@ -62,7 +62,7 @@ class TransformersEngine(Engine):
         import torch
         from safetensors import SafetensorError
 
-        from triton_hf.runners import stored_runner
+        from triton_hf.runners import make_runner, stored_runner
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
         try:
@@ -72,9 +72,8 @@ class TransformersEngine(Engine):
         except (OSError, ValueError, SafetensorError) as error:
             raise _unusable(self.settings, error) from None
         if runner is None:
-            self._use(*load_model(folder, self.settings))
-        else:
-            self._serve(runner)
+            runner = make_runner(load_model(folder, self.settings), self.settings)
+        self._serve(runner)
 
     def _use(self, model: Any, tokenizer: Any) -> None:
         """Serve with this model.
@@ -396,8 +395,8 @@ def _failure() -> EngineError:
     return EngineError("the engine failed on this request")
 
 
-def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
-    """Load model and tokenizer from a local folder, safetensors only, no code of the repository.
+def load_model(folder: Path, settings: ModelSettings) -> Any:
+    """Load a model of transformers from a local folder, safetensors only, no code of its own.
 
     Raises:
         SettingsError: The folder holds no usable model, or the device is not there or too small.
@@ -418,18 +417,14 @@ def load_model(folder: Path, settings: ModelSettings) -> tuple[Any, Any]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or usable_cores()))
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     try:
-        tokenizer = load_tokenizer(folder)
         model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            **LOCAL,
+            folder, dtype=dtype, use_safetensors=True, **LOCAL
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _unusable(settings, error) from None
     model.train(False)
     place_model(model, weights=settings.weights, device=torch.device(device))
-    return model, tokenizer
+    return model
 
 
 def _unusable(settings: ModelSettings, error: Exception) -> SettingsError:

@@ -16,6 +16,7 @@ from triton_hf import memory, paged_attention
 from triton_hf.cuda_runner import CudaRunner, make_cuda_runner
 from triton_hf.errors import SettingsError
 from triton_hf.graphs import eager
+from triton_hf.model_files import load_tokenizer
 from triton_hf.placement import place_model
 from triton_hf.requests import Sampling
 from triton_hf.sampler import SamplingRow, choose, choose_ahead
@@ -212,8 +213,9 @@ def test_smollm2_says_in_bfloat16_what_generate_says_but_for_near_ties() -> None
 
     settings = ModelSettings(repo_id="smollm2", device="cuda", dtype="bfloat16")
     with torch.inference_mode(mode=False):
-        model, tokenizer = load_model(ensure_smollm2().folder, settings)
-        other, _ = load_model(ensure_smollm2().folder, settings)
+        model = load_model(ensure_smollm2().folder, settings)
+        other = load_model(ensure_smollm2().folder, settings)
+    tokenizer = load_tokenizer(ensure_smollm2().folder)
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
