@@ -101,7 +101,7 @@ class Stream:
 
 
 def eventually(check: Callable[[], Any], *, seconds: float = 30) -> Any:
-    """Wait until a check passes or returns something true; else raise its last failure."""
+    """Wait until a check neither fails nor returns False; else raise its last failure."""
     end = time.monotonic() + seconds
     while True:
         try:

@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from conditions import conditions
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
@@ -215,12 +216,7 @@ def main() -> int:
         show(each, other)
     if options.out:
         document = {
-            "command": shlex.join(["python", *sys.argv]),
-            "machine": {
-                "cores": os.cpu_count(),
-                "load_average_before": round(before, 1),
-                "load_average_after": round(os.getloadavg()[0], 1),
-            },
+            **conditions(before),
             "aiperf": VERSION,
             "server": SERVER,
             "users": USERS,

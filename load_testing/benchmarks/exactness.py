@@ -17,12 +17,12 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import shlex
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from conditions import conditions
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
@@ -113,13 +113,7 @@ def main() -> int:
         )
     if options.out:
         document = {
-            "command": shlex.join(["python", *sys.argv]),
-            "machine": {
-                "cores": os.cpu_count(),
-                "load_average_before": round(before, 1),
-                "load_average_after": round(os.getloadavg()[0], 1),
-            },
-            "python": platform.python_version(),
+            **conditions(before),
             "server": SERVER,
             "limit_p95_ms": LIMIT_MS,
             "runs": runs,

@@ -15,8 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
-import shlex
 import socket
 import subprocess
 import sys
@@ -25,6 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from conditions import conditions
 
 HERE = Path(__file__).parent
 LOCUSTFILE = HERE.parent / "locustfile.py"
@@ -199,16 +199,10 @@ def main() -> None:
     parser.add_argument("--max-lag", type=float, default=20, help="as of the load test, in ms")
     parser.add_argument("--out", type=Path, default=Path("generator.json"))
     options = parser.parse_args()
-    cores, before = os.cpu_count() or 1, os.getloadavg()[0]
+    cores = os.cpu_count() or 1
     results: list[dict[str, Any]] = []
     document = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": {
-            "cores": cores,
-            "processor": platform.processor() or platform.machine(),
-            "load_average_before": round(before, 1),
-        },
-        "python": platform.python_version(),
+        **conditions(os.getloadavg()[0]),
         "stream": {"gap_ms": GAP_MS, "tokens": TOKENS},
         "results": results,
     }

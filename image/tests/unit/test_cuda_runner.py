@@ -17,6 +17,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.fx.experimental.proxy_tensor import make_fx
+from triton_testing import eventually
 
 from triton_hf import cuda_runner, memory, paged_attention, runners
 from triton_hf.cuda_runner import CudaRunner, UnavailableError, make_cuda_runner
@@ -530,18 +531,6 @@ class Bench:
             not hasattr(self.runner, "cache") or self.runner.cache.free == self.runner.cache.pages
         )
         return busy == (0, 0, 0, 0) and self.runner.rows == 0 and free
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    ticks: queue.Queue[None] = queue.Queue()
-    for _ in range(TIMEOUT * 100):
-        if condition():
-            return
-        try:
-            ticks.get(timeout=0.01)
-        except queue.Empty:
-            continue
-    raise AssertionError("it did not come true")
 
 
 @pytest.fixture

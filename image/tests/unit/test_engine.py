@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from triton_testing import eventually
 
 from triton_hf.engine import FAULTS_BEFORE_PROOF, Event, Job, TextAssembler
 from triton_hf.errors import EngineError, EngineStoppedError, OverloadedError, RequestError
@@ -407,15 +408,6 @@ def test_metrics_count_each_request_once(make) -> None:
     assert names.count("triton_hf_time_to_first_token_seconds") == 1
     assert names.count("triton_hf_inter_token_seconds") == 2
     assert names.count("triton_hf_request_duration_seconds") == 1
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    tick = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        tick.wait(0.01)
-    raise AssertionError("it did not come true")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from triton_native.library import UnavailableError, load_library
 from triton_native.runner import NativeRunner
+from triton_testing import eventually
 
 from triton_hf import transformers_engine
 from triton_hf.embedded import cache_root
@@ -222,18 +223,6 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 def prompt(length: int, *, seed: int = 0) -> str:
     numbers = random.Random(seed)
     return " ".join(f"t{numbers.randrange(2, VOCABULARY)}" for _ in range(length))
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    ticks: queue.Queue[None] = queue.Queue()
-    for _ in range(TIMEOUT * 100):
-        if condition():
-            return
-        try:
-            ticks.get(timeout=0.01)
-        except queue.Empty:
-            continue
-    raise AssertionError("it did not come true")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
