@@ -73,11 +73,12 @@ def hpa_sync(here: place.Place, seconds: int | None) -> Iterator[str]:
 
 
 def _replace(here: place.Place, manifest: Path, text: str) -> None:
-    """Write the manifest at once, and wait until what it says runs.
+    """Write the manifest at once, and wait until what it says runs and leads.
 
-    The embedded cluster's controller manager elects no leader, so there is no lease to ask; the
-    kubelet shows a changed static pod as a new pod, with the words of its manifest.
+    The kubelet shows a changed static pod as a new pod, with the words of its manifest; it works
+    once the lease of the one before has run out.
     """
+    leader = _leader(here)
     found = _SYNC.search(text)
     period = found.group() if found else ""
     draft = manifest.parent.parent / "kube-controller-manager.draft"
@@ -94,8 +95,15 @@ def _replace(here: place.Place, manifest: Path, text: str) -> None:
         option = f"--horizontal-pod-autoscaler-sync-period={period}"
         assert option in container["command"], "not restarted yet"  # noqa: S101
         assert status["ready"], "restarted, not ready yet"  # noqa: S101
+        assert _leader(here) != leader, "ready, does not lead yet"  # noqa: S101
 
     wait.until(renewed, seconds=120)
+
+
+def _leader(here: place.Place) -> str:
+    """Return which controller manager works."""
+    lease = helm.get(here, "kube-system", "lease", "kube-controller-manager")
+    return str(lease["spec"]["holderIdentity"])
 
 
 def play(
