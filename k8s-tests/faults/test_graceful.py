@@ -94,6 +94,7 @@ def hold_connections(release: Release) -> None:
     client.start(release.place, release.namespace, pod, says=f"held {HELD}")
 
 
+@pytest.mark.slow  # `make test` has it by the autoscaler
 def test_scale_in_loses_no_request_and_breaks_no_stream(
     release: Release, install: Install, row: Row
 ) -> None:

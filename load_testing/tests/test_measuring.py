@@ -150,6 +150,7 @@ def test_a_closed_loop_follows_its_steps(tmp_path: Path) -> None:
     assert [second.offered for second in plateaus] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_an_open_loop_follows_its_ramp(tmp_path: Path) -> None:
     with known_server(ttft_ms=5, gap_ms=1, tokens=2) as server:
         words = (*STREAM, f"--host={server.host}", "--rate=5", "--arrival=constant", "-t=10s")

@@ -410,6 +410,7 @@ def test_two_tests_in_one_namespace_do_not_meet(start: Start, tmp_path: Path) ->
         assert record["config"]["users"] == users
 
 
+@pytest.mark.slow
 def test_an_upgrade_is_a_new_run_and_keeps_the_old_report(start: Start, tmp_path: Path) -> None:
     release = start("again", workers={"count": 1})
     first = ended(release)

@@ -30,7 +30,8 @@ def skip_without(here: place.Place, kind: str, name: str, *more: str, addon: str
         pytest.skip(f"needs {kind} {name}: python3 -m cluster up --with {addon}")
 
 
-@pytest.fixture(scope="module", params=["hpa", "keda"])
+# KEDA takes ten minutes to build, so it is `make scale` that has it.
+@pytest.fixture(scope="module", params=["hpa", pytest.param("keda", marks=pytest.mark.slow)])
 def scaled(here: place.Place, request: pytest.FixtureRequest) -> Iterator[Release]:
     """A release whose pods are scraped and whose HPA has its metric."""
     skip_without(here, "service", "prometheus", "-n", release.MONITORING, addon="monitoring")

@@ -38,7 +38,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=[pytest.mark.slow] if case.rate <= 1 else [])
+        pytest.param(case, marks=[pytest.mark.slow] if case.rate <= 10 else [])
         for case in accuracy.CASES
     ],
     ids=lambda case: f"{case.rate:g}-a-second-over-{case.models}",

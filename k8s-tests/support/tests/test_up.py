@@ -29,7 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+# The first line is for a test run in the background of a shell, which has SIGINT ignored.
 STOPPED = """
+import signal; signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys
 from cluster import preflight
 from support import up
