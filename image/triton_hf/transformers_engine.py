@@ -68,7 +68,7 @@ class TransformersEngine(Engine):
         try:
             files = ModelFiles(folder)
             self._check(files, files.tokenizer)
-            runner = stored_runner(folder, files.config, self.settings)
+            runner: Any = stored_runner(folder, files.config, self.settings)
         except (OSError, ValueError, SafetensorError) as error:
             raise _unusable(self.settings, error) from None
         if runner is None:

@@ -14,8 +14,8 @@ GPU_LABEL = "nvidia.com/gpu.present=true"
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 
 
-# One that still leads when the API server is back after longer than the nodes' grace calls all of
-# them silent at once, and every endpoint is gone for a second. So it leads for less, as everywhere.
+# One that still leads when the API server is back after longer than the nodes' grace may call all
+# of them silent before they report, and their endpoints go. So it leads for less, as everywhere.
 _LEASE = {
     "leader-elect-lease-duration": "20s",
     "leader-elect-renew-deadline": "15s",
