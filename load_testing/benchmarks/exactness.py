@@ -8,7 +8,12 @@ of a time to first token is what was measured less what passed at the server bet
 arrival and its first event: connecting, sending, receiving, and in an open loop the lateness of the
 start. The error of a gap is the difference between two events here and there.
 
-Exit codes: 0 every 95th percentile is within 2 ms, 1 one is not.
+An independent client (tests/reference_client.py: raw sockets, threads, nothing of the load test) is
+measured in the same way: what it is off by, this machine takes to wake a process that waits for the
+network, and no client can do better.
+
+Exit codes: 0 every 95th percentile is within 2 ms; 1 one is not; 3 one is not, and neither is that
+of the reference, so this machine cannot show it.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +33,8 @@ from conditions import conditions
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 LIMIT_MS = 2.0
+NOT_WITHIN, CANNOT_TELL = 1, 3
+REFERENCE = "reference: raw sockets"
 SERVER = {"ttft_ms": 50, "gap_ms": 10, "tokens": 30}
 USERS = ("--users=6", "--spawn-rate=6")
 RUNS = {
@@ -51,6 +59,42 @@ def spread(errors: list[float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
+def errors(seen: list[dict[str, Any]], log: list[list[float]]) -> dict[str, Any]:
+    """Return how far the times of a client are from those in the server's log, in milliseconds.
+
+    Raises:
+        RuntimeError: The requests are not those of the log.
+    """
+    if sorted(each["place"] for each in seen) != list(range(1, len(log) + 1)):
+        raise RuntimeError(f"{len(seen)} outcomes do not match {len(log)} requests")
+    first, gaps = [], []
+    for each in seen:
+        arrived, *sent = log[each["place"] - 1]
+        first.append(each["ttft"] - (sent[0] - arrived))
+        pairs = zip(itertools.pairwise(each["moments"]), itertools.pairwise(sent), strict=True)
+        gaps += [(b - a) - (d - c) for (a, b), (c, d) in pairs]
+    return {
+        "requests": len(first),
+        "gaps": len(gaps),
+        "ttft_error_ms": spread(first),
+        "gap_error_ms": spread(gaps),
+    }
+
+
+def measure_reference(*, seconds: int) -> dict[str, Any]:
+    """Run the independent client; return how far its times are from the server's."""
+    from running import known_server
+
+    words = ["--model=known_stream", "--users=6", f"--seconds={seconds}"]
+    words += [f"--max-tokens={SERVER['tokens']}"]
+    with tempfile.TemporaryDirectory() as text, known_server(**SERVER, numbered=True) as server:
+        file, port = Path(text) / "outcomes.jsonl", server.host.rpartition(":")[2]
+        program = str(HERE.parent / "tests" / "reference_client.py")
+        command = [sys.executable, program, *words, f"--port={port}", f"--log={file}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return {"name": REFERENCE, "options": words, **errors(outcomes(Path(text)), server.log())}
+
+
 def measure(name: str, words: tuple[str, ...], *, seconds: int) -> dict[str, Any]:
     """Run Locust once; return how far its times are from the server's."""
     from running import known_server, locust
@@ -73,22 +117,11 @@ def measure(name: str, words: tuple[str, ...], *, seconds: int) -> dict[str, Any
         if done.returncode not in (0, 3):  # a late generator is a result, too
             raise RuntimeError(done.stdout + done.stderr)
         seen, run = outcomes(folder), record.read(folder / "run")
-    if sorted(each["place"] for each in seen) != list(range(1, len(log) + 1)):
-        raise RuntimeError(f"{name}: {len(seen)} outcomes do not match {len(log)} requests")
-    first, gaps = [], []
-    for each in seen:
-        arrived, *sent = log[each["place"] - 1]
-        first.append(each["ttft"] - (sent[0] - arrived))
-        pairs = zip(itertools.pairwise(each["moments"]), itertools.pairwise(sent), strict=True)
-        gaps += [(b - a) - (d - c) for (a, b), (c, d) in pairs]
     return {
         "name": name,
         "options": [*options, *words],
         "tokens_per_event": tokens,
-        "requests": len(first),
-        "gaps": len(gaps),
-        "ttft_error_ms": spread(first),
-        "gap_error_ms": spread(gaps),
+        **errors(seen, log),
         "lag_p95_ms": round(1000 * run.workers.lag_seconds, 1),
         "verdict": run.verdict.result,
     }
@@ -101,7 +134,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the result as JSON, too")
     options = parser.parse_args()
     before = os.getloadavg()[0]
-    runs = [measure(name, words, seconds=options.seconds) for name, words in RUNS.items()]
+    runs = [measure_reference(seconds=options.seconds)]
+    runs += [measure(name, words, seconds=options.seconds) for name, words in RUNS.items()]
     print(
         f"{'error, ms':<32}{'TTFT p50':>10}{'p95':>8}{'max':>8}{'gap p50':>10}{'p95':>8}{'max':>8}"
     )
@@ -120,8 +154,20 @@ def main() -> int:
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(document, indent=1) + "\n")
+    return verdict(runs)
+
+
+def verdict(runs: list[dict[str, Any]]) -> int:
+    """Return the exit code for the runs; the first is the reference's."""
+    reference, *ours = runs
     kinds = ("ttft_error_ms", "gap_error_ms")
-    return 0 if all(run[kind]["p95"] <= LIMIT_MS for run in runs for kind in kinds) else 1
+    missed = {kind for run in ours for kind in kinds if run[kind]["p95"] > LIMIT_MS}
+    if not missed:
+        return 0
+    if all(reference[kind]["p95"] > LIMIT_MS for kind in missed):
+        print(f"this machine cannot show {LIMIT_MS:g} ms: the reference is off by more, too")
+        return CANNOT_TELL
+    return NOT_WITHIN
 
 
 if __name__ == "__main__":

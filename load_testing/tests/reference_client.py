@@ -3,7 +3,9 @@
     python reference_client.py --port 8000 --model M_stream --users 4 --seconds 10 --max-tokens 40
 
 Each user opens a connection, asks `/generate_stream`, reads what the kernel has, and asks
-again until the time is over; the last answers are waited for. Prints one line of JSON.
+again until the time is over; the last answers are waited for. Prints one line of JSON; with --log
+FILE each request is a line there, too: its prompt tokens (a place in the log of a known server with
+--numbered), its time to first token and the moments of its events, in seconds.
 """
 
 from __future__ import annotations
@@ -13,19 +15,20 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 
 REQUEST = "POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: {host}\r\n"
 HEADERS = "Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
 
 
-def ask(options: argparse.Namespace) -> tuple[list[float], int]:
-    """Send one request; return its start and the moment of each event, and how many tokens came."""
+def ask(options: argparse.Namespace) -> tuple[list[float], int, int]:
+    """Send one request; return its start and each event's moment, its tokens and the prompt's."""
     body = json.dumps(
         {"user_message": options.prompt, "max_tokens": options.max_tokens, "ignore_eos": True}
     )
     head = REQUEST.format(model=options.model, host=options.host)
     head += HEADERS.format(length=len(body))
-    moments, tokens = [time.perf_counter()], 0
+    moments, event = [time.perf_counter()], {"completion_tokens": 0, "prompt_tokens": 0}
     pending = b""
     with socket.create_connection((options.host, options.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -35,11 +38,12 @@ def ask(options: argparse.Namespace) -> tuple[list[float], int]:
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
                 if line.startswith(b"data:"):
-                    tokens = json.loads(line[5:])["completion_tokens"]
+                    event = json.loads(line[5:])
                     moments.append(now)
+    tokens = event["completion_tokens"]
     if tokens != options.max_tokens:
         raise RuntimeError(f"{tokens} tokens, not {options.max_tokens}")
-    return moments, tokens
+    return moments, tokens, event["prompt_tokens"]
 
 
 def main() -> None:
@@ -52,8 +56,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--max-tokens", type=int, default=20)
     parser.add_argument("--prompt", default="Why is the sky blue?")
+    parser.add_argument("--log", type=Path)
     options = parser.parse_args()
-    seen: list[tuple[list[float], int]] = []
+    seen: list[tuple[list[float], int, int]] = []
     end = time.perf_counter() + options.seconds
 
     def user() -> None:
@@ -65,9 +70,15 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    first_tokens = sorted(moments[1] - moments[0] for moments, _ in seen)
-    span = max(moments[-1] for moments, _ in seen) - min(moments[0] for moments, _ in seen)
-    tokens = sum(count for _, count in seen)
+    first_tokens = sorted(moments[1] - moments[0] for moments, *_ in seen)
+    span = max(moments[-1] for moments, *_ in seen) - min(moments[0] for moments, *_ in seen)
+    tokens = sum(count for _, count, _ in seen)
+    if options.log:
+        lines = [
+            {"place": place, "ttft": moments[1] - moments[0], "moments": moments[1:]}
+            for moments, _, place in seen
+        ]
+        options.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = {
         "requests": len(seen),
         "tokens": tokens,

@@ -38,6 +38,7 @@ from triton_load import (
     record,
     replicas,
     report,
+    resolver,
     terminal,
 )
 from triton_load.errors import LoadTestError
@@ -47,6 +48,7 @@ from triton_load.schema import Model, from_metadata, read_config
 from triton_load.server import Server, UnreachableError, check_tcp
 
 _SAMPLE_SECONDS, _LAG_SECONDS, _CPU_SECONDS = 1.0, 0.05, 2.0
+_TIMER_SECONDS, _LONG_PAUSE_SECONDS = 0.0012, 0.02  # how late a timer is; when that is mended
 _FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
 _EARLY_SECONDS = 1.0  # a run that ends this much before its time was interrupted
 # A master answers every second; Locust itself would load the server for a minute without one.
@@ -196,10 +198,15 @@ class Session:
 
     @staticmethod
     def _pause(user: Any, *, until: float) -> None:
-        """Let others run until a moment, or until Locust stops the user."""
+        """Let others run until a moment, or until Locust stops the user.
+
+        gevent's timers are a millisecond late. After a pause that is much longer, the last one is
+        spent in turns with the others instead; after shorter ones that would cost too much.
+        """
         gevent.sleep(0)
+        exact = until - time.perf_counter() > _LONG_PAUSE_SECONDS
         while not user.is_stopping and (ahead := until - time.perf_counter()) > 0:
-            gevent.sleep(min(ahead, 0.1))
+            gevent.sleep(min(max(0.0, ahead - _TIMER_SECONDS * exact), 0.1))
 
     def arrive(self, user: Any, client: clients.Client) -> None:
         """Send requests at the open-loop rate until Locust stops the user; then let them end."""
@@ -245,6 +252,7 @@ def attach(environment: Environment, options: Options) -> Session:
     Raises:
         LoadTestError: The test cannot start.
     """
+    resolver.install()
     session = _wait_for_server(environment, options)
     runner = environment.runner
     setattr(environment, _KEY, session)
