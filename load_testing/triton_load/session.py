@@ -197,16 +197,17 @@ class Session:
             self._pause(user, until=time.perf_counter() + self.options.think_time)
 
     @staticmethod
-    def _pause(user: Any, *, until: float) -> None:
+    def _pause(user: Any, *, until: float, exact: bool = False) -> None:
         """Let others run until a moment, or until Locust stops the user.
 
-        gevent's timers are a millisecond late. After a pause that is much longer, the last one is
-        spent in turns with the others instead; after shorter ones that would cost too much.
+        gevent's timers are a millisecond late. At the end of an exact pause that is much longer, it
+        is spent in turns with the others instead; after shorter ones that would cost too much.
         """
         gevent.sleep(0)
-        exact = until - time.perf_counter() > _LONG_PAUSE_SECONDS
+        exact = exact and until - time.perf_counter() > _LONG_PAUSE_SECONDS
+        early = _TIMER_SECONDS if exact else 0.0
         while not user.is_stopping and (ahead := until - time.perf_counter()) > 0:
-            gevent.sleep(min(max(0.0, ahead - _TIMER_SECONDS * exact), 0.1))
+            gevent.sleep(min(max(0.0, ahead - early), 0.1))
 
     def arrive(self, user: Any, client: clients.Client) -> None:
         """Send requests at the open-loop rate until Locust stops the user; then let them end."""
@@ -220,7 +221,7 @@ class Session:
         for at in plan:
             due = self.began + at
             if due > time.perf_counter():
-                self._pause(user, until=due)
+                self._pause(user, until=due, exact=True)
             if user.is_stopping:
                 break
             if self.in_flight >= self.options.max_in_flight:
