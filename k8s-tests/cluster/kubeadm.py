@@ -28,7 +28,8 @@ def init_config(*, hpa_sync: str, node_grace: str) -> str:
 
     Args:
         hpa_sync: how often the autoscaler looks, as a Go duration; Kubernetes' own is 15s.
-        node_grace: how long a silent node stays Ready; Kubernetes' own is 40s.
+        node_grace: how long a silent node stays Ready, longer than the renew deadline above;
+            Kubernetes' own is 50s.
     """
     cluster = {
         "apiVersion": "kubeadm.k8s.io/v1beta4",

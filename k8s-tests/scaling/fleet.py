@@ -4,8 +4,9 @@ Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [-
        [--rounds 10] [--model simulated|smollm2-135m] (PYTHONPATH=k8s-tests)
 
 Each release is the light image with a simulated model, or the full one with SmolLM2, in a namespace
-of its own; its rounds begin at random moments, so that they meet every phase of the autoscaler's
-sync. `--sync` changes how often the autoscaler of the embedded cluster looks, for the time of the
+of its own; its steps come at random moments, so that they meet every phase of the autoscaler's
+sync. One release at a time has load, so that pods start on a node with room: while one grows, the
+others go back. `--sync` changes how often the autoscaler of the embedded cluster looks, for the time of the
 run.
 Writes DIR/fleet.json, DIR/fleet.png, and as DIR/step.json and DIR/step.png what scaling.step writes
 of the first release; exit codes as those of scaling.step.
@@ -21,6 +22,7 @@ import os
 import random
 import re
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -35,7 +37,8 @@ from scaling.rounds import Plan, Round
 from support import helm, place, wait
 from support.helm import Release
 
-PLAN = Plan(target=releases.TARGET, low_seconds=10.0, high_seconds=90.0, settle_seconds=180.0)
+PLAN = Plan(target=releases.TARGET, low_seconds=8.0, high_seconds=90.0, settle_seconds=180.0)
+SYNC = 15.0  # seconds; the longest time between two looks of the autoscaler
 _SYNC = re.compile(r"(?<=--horizontal-pod-autoscaler-sync-period=)[\w.]+")
 
 
@@ -107,19 +110,22 @@ def _leader(here: place.Place) -> str:
 
 
 def play(
-    made: Release, number: int, rounds: int, model: str, out: Path
+    made: Release, number: int, rounds: int, model: str, out: Path, turn: threading.Lock
 ) -> tuple[list[Round], list[str]]:
     """Play the rounds of one release; return them and the faults of its requests.
 
     The first release's last step is drawn over time.
     """
-    pause = random.Random(number)  # noqa: S311  # moments, not secrets
+    moments = random.Random(number)  # noqa: S311  # no secrets
     labels = f'namespace="{made.namespace}", release="{made.name}"'
     played: list[Round] = []
-    with step.staged(made, model, prometheus=None, labels=labels, max_tokens=32) as (stage, _):
+    with step.staged(made, model, prometheus=None, labels=labels, turn=turn, max_tokens=32) as (
+        stage,
+        _,
+    ):
         for count in range(rounds):
-            time.sleep(pause.uniform(0, 20))
-            played.append(step.run_round(stage, PLAN))
+            low = PLAN.low_seconds + moments.uniform(0, SYNC)
+            played.append(step.run_round(stage, dataclasses.replace(PLAN, low_seconds=low)))
             step.say(f"release {number}, round {count + 1} of {rounds}: {played[-1]}")
         faults = sorted({outcome.fault for outcome in stage.driver.record.failed})
         if number == 1:
@@ -140,7 +146,7 @@ def run(
 
         # The first one alone: it may have to teach the adapter a rule that all share.
         made = [install(1), *pool.map(install, range(2, count + 1))]
-        words = ([rounds] * count, [model] * count, [out] * count)
+        words = ([each] * count for each in (rounds, model, out, threading.Lock()))
         results = list(pool.map(play, made, range(1, count + 1), *words))
     played = [each for part, _ in results for each in part]
     return played, sorted({fault for _, part in results for fault in part})

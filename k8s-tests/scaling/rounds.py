@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 from scaling import load
 from scaling.watch import Timeline
@@ -55,10 +56,16 @@ class Round:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The parts that a round plays with."""
+    """The parts that a round plays with.
+
+    Attributes:
+        turn: held while there is load. Releases that share it grow one after the other, so that
+            none waits for cores on which another's pods start.
+    """
 
     driver: load.Load
     timeline: Timeline
     prometheus: Prometheus
     labels: str
     least: int
+    turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)

@@ -18,6 +18,7 @@ import json
 import math
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,36 +81,19 @@ def run_round(stage: Stage, plan: Plan) -> Round:
     """Play 1x, the high load and the way back once."""
     driver, timeline = stage.driver, stage.timeline
     before = len(driver.record.outcomes)
-    driver.clients(plan.target)
-    time.sleep(plan.low_seconds)
-    quiet = p95(driver.record.outcomes[before:])
-    objective = plan.objective or 1.5 * quiet
-    replicas = timeline.value("ready")
-    at = time.time()
-    driver.clients(plan.target * plan.factor)
-    wanted = stage.least * plan.factor
-
-    def followed() -> bool:
-        now = time.time()
-        ready = timeline.value("ready") >= min(wanted, timeline.value("wanted"))
-        grown = timeline.value("wanted") > replicas
-        return (
-            grown
-            and ready
-            and p95_back(
-                driver.record.outcomes,
-                start=max(at, now - 4 * WINDOW),
-                end=now,
-                objective=objective,
-            )
-            is not None
-        )
-
-    _wait_for(followed, plan.high_seconds)
-    time.sleep(2 * WINDOW)
-    ended = time.time()
-    most = timeline.value("ready")
-    driver.clients(0)
+    with stage.turn:
+        driver.clients(plan.target)
+        time.sleep(plan.low_seconds)
+        quiet = p95(driver.record.outcomes[before:])
+        objective = plan.objective or 1.5 * quiet
+        replicas = timeline.value("ready")
+        at = time.time()
+        driver.clients(plan.target * plan.factor)
+        _wait_for(lambda: _followed(stage, plan, at, replicas, objective), plan.high_seconds)
+        time.sleep(2 * WINDOW)
+        ended = time.time()
+        most = timeline.value("ready")
+        driver.clients(0)
     _wait_for(lambda: timeline.value("ready") <= stage.least, plan.settle_seconds)
     done = driver.record.outcomes[before:]
     decided = timeline.first("desired", at, lambda value: value > replicas)
@@ -141,6 +125,17 @@ def run_round(stage: Stage, plan: Plan) -> Round:
     )
 
 
+def _followed(stage: Stage, plan: Plan, at: float, replicas: int, objective: float) -> bool:
+    """Return whether the release grew, all that it wants is ready, and p95 is back."""
+    now = time.time()
+    wanted = stage.timeline.value("wanted")
+    ready = stage.timeline.value("ready") >= min(stage.least * plan.factor, wanted)
+    start = max(at, now - 4 * WINDOW)
+    done = stage.driver.record.outcomes
+    back = p95_back(done, start=start, end=now, objective=objective) is not None
+    return wanted > replicas and ready and back
+
+
 def _wait_for(check: Callable[[], bool], seconds: float) -> None:
     """Wait at most some seconds for something that a report, not a test, is about."""
     with contextlib.suppress(TimeoutError):
@@ -166,9 +161,17 @@ def summary(rounds: Sequence[Round]) -> dict[str, dict[str, float | int]]:
 
 @contextlib.contextmanager
 def staged(
-    release: Release, model: str, *, prometheus: str | None, labels: str, **parameters: Any
+    release: Release,
+    model: str,
+    *,
+    prometheus: str | None,
+    labels: str,
+    turn: threading.Lock | None = None,
+    **parameters: Any,
 ) -> Iterator[tuple[Stage, Watcher]]:
     """Start the load's thread, the watches and the way to Prometheus; nothing is sent yet.
+
+    Releases with the same `turn` grow one after the other.
 
     Raises:
         CommandFailedError: the release has no Ingress or no Deployment.
@@ -199,6 +202,7 @@ def staged(
             prometheus=source,
             labels=labels,
             least=watcher.timeline.value("ready"),
+            turn=turn or threading.Lock(),
         )
         yield stage, watcher
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +10,7 @@ from scaling import signal as accuracy
 from scaling.lab import Lab, running_lab
 from scaling.query import RenderError
 
+from support import wait
 from support.prometheus import binary
 from triton_hf.embedded import EmbeddedError, ensure_tree
 
@@ -72,8 +72,14 @@ def test_the_signal_shows_ten_requests_while_the_first_of_60_seconds_still_runs(
 def test_every_query_over_engine_and_triton_metrics_has_data_from_a_real_triton(pair: Lab) -> None:
     with load.Load(accuracy.targets(pair, ["levels"], max_tokens=3)) as driver:
         driver.clients(4)
-        time.sleep(6)  # two scrapes of a rate
+        # A rate needs two scrapes.
+        found = wait.until(lambda: metrics_of_panels(pair), seconds=60)
     assert driver.record.failed == []
+    assert len(found) > 20
+
+
+def metrics_of_panels(pair: Lab) -> set[str]:
+    """Return the metrics of the engine and of Triton that panels show; all queries have data."""
     found = set()
     for dashboard in panels.load_all():
         chosen = {"deployment": "none", "model": "levels"}
@@ -86,4 +92,4 @@ def test_every_query_over_engine_and_triton_metrics_has_data_from_a_real_triton(
                     answer = pair.prometheus.query(expression)
                     assert answer, f"{panel.title}: {expression}"
                     found |= names
-    assert len(found) > 20
+    return found

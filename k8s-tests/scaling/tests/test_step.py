@@ -13,7 +13,7 @@ from scaling import fleet, load, step, step_plot
 from scaling.rounds import Plan, Round, Stage
 from scaling.watch import Timeline
 
-from support import helm, place
+from support import helm, place, wait
 from support.prometheus import Prometheus, Series
 
 
@@ -105,8 +105,11 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    received: list[str] = []
+
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append(self.path)
         time.sleep(0.2)
         if self.path == "/busy":
             return self.answer(503, b"{}")
@@ -128,6 +131,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> Iterator[int]:
+    Slow.received.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_address[1]
@@ -141,11 +145,11 @@ def target(port: int, path: str, *, stream: bool = False) -> load.Target:
 def test_clients_keep_exactly_so_many_requests_in_flight(port: int) -> None:
     with load.Load([target(port, "/")]) as driver:
         driver.clients(5)
-        time.sleep(1.0)
+        wait.until(lambda: len(driver.record.outcomes) >= 25, seconds=60, every=0.05)
         now = time.time()
         driver.clients(0)
-    assert driver.record.mean_in_flight(now - 0.7, now) == pytest.approx(5, abs=0.5)
-    assert len(driver.record.outcomes) >= 15
+    start = driver.record.outcomes[0].end
+    assert driver.record.mean_in_flight(start, now) == pytest.approx(5, abs=0.5)
     assert driver.record.failed == []
     assert driver.record.in_flight(time.time()) == 0
 
@@ -163,16 +167,16 @@ def test_a_request_is_sent_once_and_its_fault_told(
 ) -> None:
     with load.Load([target(port, path, stream=stream)]) as driver:
         driver.clients(1)
-        time.sleep(0.1)
+        wait.until(lambda: bool(Slow.received), seconds=60, every=0.01)
         driver.clients(0)
-    assert [outcome.fault for outcome in driver.record.outcomes] == [fault]
+    assert {outcome.fault for outcome in driver.record.outcomes} == {fault}
+    assert len(driver.record.outcomes) == len(Slow.received)
 
 
 def test_nobody_listening_is_a_failed_request() -> None:
     with load.Load([target(1, "/")]) as driver:
         driver.clients(1)
-        time.sleep(0.05)
-    assert driver.record.failed
+        wait.until(lambda: bool(driver.record.outcomes), seconds=60, every=0.01)
     assert "refused" in driver.record.failed[0].fault.lower()
 
 
