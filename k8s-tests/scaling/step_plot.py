@@ -43,13 +43,14 @@ def draw(
             if moment is not None:
                 axes.axvline(moment, color="0.6", linewidth=0.8, linestyle=":")
     top.set_xlim(start, end)
+    top.set_ylim(top=1.6 * top.get_ylim()[1])  # room for the words
     bottom.set_xlabel("seconds after the step")
     for number, (name, text) in enumerate(MARKS.items()):
         moment = getattr(last, name)
         if moment is not None:
             top.annotate(
                 f"{text} {moment:.1f} s",
-                xy=(moment, top.get_ylim()[1] * (0.95 - 0.1 * number)),
+                xy=(moment, top.get_ylim()[1] * (0.94 - 0.08 * number)),
                 fontsize=8,
             )
     figure.savefig(path, dpi=90)
@@ -72,7 +73,7 @@ def _in_flight(
         axes.plot([at - last.at for at in series.times], series.values, label="signal, as scraped")
     axes.axhline(plan.target, color="tab:red", linewidth=0.8, label="target of one pod")
     axes.set_ylabel("requests")
-    axes.legend(fontsize=8, loc="center right")
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _replicas(axes: Any, last: Round, stage: Stage, end: float) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from scaling import fleet, load, step, step_plot
@@ -104,8 +104,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
     """Answers after 0.2 s; /broken ends a stream before its last event; /busy is refused."""
 
     protocol_version = "HTTP/1.1"
-
-    received: list[str] = []
+    received: ClassVar[list[str]] = []
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
