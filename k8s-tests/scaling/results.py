@@ -133,10 +133,10 @@ def table(runs: Sequence[Run], kept: Path = KEPT) -> list[str]:
         "## Steps of the load",
         "",
         "The load of a release goes from one to four times what the autoscaler wants in a pod, at "
-        "random moments of its sync. One release at a time has load. The light image with a simulated model, or the full one with "
-        "SmolLM2, whose servers share the cores with all else, so more of them are not faster. "
-        f"Scraped every 2 s, on a machine with {', '.join(map(str, cores))} cores. Seconds after "
-        "the step: mean / worst.",
+        "random moments of its sync; one release at a time has load. The light image with a "
+        "simulated model, or the full one with SmolLM2, whose servers share the "
+        "cores with all else, so more of them are not faster. Scraped every 2 s, on a machine "
+        f"with {', '.join(map(str, cores))} cores. Seconds after the step: mean / worst.",
         "",
         f"| model | scaler, sync | run | steps | {labels} | ready after decided | requests failed "
         "| within the goals |",
