@@ -6,8 +6,8 @@ Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [-
 Each release is the light image with a simulated model, or the full one with SmolLM2, in a namespace
 of its own; its steps come at random moments, so that they meet every phase of the autoscaler's
 sync. One release at a time has load, so that pods start on a node with room: while one grows, the
-others go back. `--sync` changes how often the autoscaler of the embedded cluster looks, for the time of the
-run.
+others go back. `--sync` changes how often the autoscaler of the embedded cluster looks, for the
+time of the run.
 Writes DIR/fleet.json, DIR/fleet.png, and as DIR/step.json and DIR/step.png what scaling.step writes
 of the first release; exit codes as those of scaling.step.
 """
