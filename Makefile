@@ -89,7 +89,7 @@ dashboards: venv ## Write and check the Grafana dashboards, then draw them from 
 	@PYTHONPATH=charts $(PY) -m dashboards generate
 	@PYTHONPATH=charts $(PY) -m dashboards verify
 	@$(PY) -m cluster up --with=monitoring
-	@$(PY) -m scaling.show --out charts/dashboards
+	@PYTHONPATH=k8s-tests:image $(PY) -m scaling.show --out charts/dashboards
 
 .PHONY: simulation
 simulation: venv ## The chart with 200 GPU nodes and 400 servers, simulated (about 25 min), and a page

@@ -21,8 +21,6 @@ from scaling import step_plot
 TABLE = Path(__file__).with_name("results.md")
 KEPT = TABLE.with_name("results")
 SIGNAL = "signal.json"
-# Rows of runs whose files are not kept; shown until there are others.
-EARLIER = "earlier.md"
 # Seconds from the step to the decision: mean and worst. The sync alone costs half of itself, mean.
 GOALS = {"15s": (10.0, 19.0), "5s": (5.0, None)}
 SIMULATED = "simulated"
@@ -228,8 +226,6 @@ def page(kept: Path = KEPT) -> str:
     loaded = [json.loads(file.read_text("utf-8")) for file in sorted(kept.glob("*-sync-*.json"))]
     if loaded:
         lines += table(sorted(loaded, key=lambda found: model(found) != SIMULATED), kept)
-    elif (kept / EARLIER).is_file():
-        lines += (kept / EARLIER).read_text("utf-8").splitlines()
     return "\n".join(lines).rstrip() + "\n"
 
 
