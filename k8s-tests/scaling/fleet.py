@@ -1,7 +1,7 @@
 """Step responses of several releases side by side: twenty of them in minutes.
 
 Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [--releases 2]
-       [--rounds 10] [--model simulated|smollm2-135m] (PYTHONPATH=k8s-tests)
+       [--rounds 10] [--model simulated|smollm2-135m] [--add] (PYTHONPATH=k8s-tests)
 
 Each release is the light image with a simulated model, or the full one with SmolLM2, in a namespace
 of its own; its steps come at random moments, so that they meet every phase of the autoscaler's
@@ -9,7 +9,8 @@ sync. One release at a time has load, so that pods start on a node with room: wh
 others go back. `--sync` changes how often the autoscaler of the embedded cluster looks, for the
 time of the run.
 Writes DIR/fleet.json, DIR/fleet.png, and as DIR/step.json and DIR/step.png what scaling.step writes
-of the first release; exit codes as those of scaling.step.
+of the first release; exit codes as those of scaling.step. `--add` adds the rounds to those that DIR
+holds of the same model, scaler and sync, for a mean that chance moves less.
 """
 
 from __future__ import annotations
@@ -184,6 +185,36 @@ def report(
     }
 
 
+def check_same(earlier: dict[str, Any], **now: Any) -> None:
+    """See that what is measured now can be added to a report.
+
+    Raises:
+        CommandFailedError: it measures something else.
+    """
+    for what, value in now.items():
+        if value != earlier[what]:
+            raise helm.CommandFailedError(
+                f"--add needs a report of the same {what}: it is {earlier[what]!r} there, "
+                f"and {value!r} now; choose another --out"
+            )
+
+
+def add(found: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Return a report of the rounds of two; the day and the plan are those of the later one."""
+    played = [Round(**each) for each in (*earlier["played"], *found["played"])]
+    ready = [*earlier["ready_after_decided_seconds"], *found["ready_after_decided_seconds"]]
+    return {
+        **found,
+        "rounds": len(played),
+        "requests": earlier["requests"] + found["requests"],
+        "failed": earlier["failed"] + found["failed"],
+        "faults": [*earlier["faults"], *found["faults"]][:10],
+        "ready_after_decided_seconds": sorted(ready),
+        "summary": step.summary(played),
+        "played": [dataclasses.asdict(each) for each in played],
+    }
+
+
 def table(found: dict[str, Any]) -> str:
     """Return mean, median and worst of each time as lines for a terminal."""
     lines = [
@@ -211,11 +242,17 @@ def main() -> int:
     parser.add_argument(
         "--model", choices=(releases.MODEL, releases.SMOLLM2), default=releases.MODEL
     )
+    parser.add_argument("--add", action="store_true", help="to what DIR holds already")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    kept = options.out / "fleet.json"
+    earlier = json.loads(kept.read_text("utf-8")) if options.add and kept.is_file() else None
     try:
         here = place.current()
         with hpa_sync(here, options.sync) as sync:
+            if earlier is not None:
+                now = {"model": options.model, "scaler": options.scaler, "sync": sync}
+                check_same(earlier, **now, cores=os.cpu_count())
             played, faults = run(
                 here,
                 scaler=options.scaler,
@@ -224,22 +261,25 @@ def main() -> int:
                 model=options.model,
                 out=options.out,
             )
+        found = report(
+            played,
+            faults,
+            scaler=options.scaler,
+            sync=sync,
+            count=options.releases,
+            model=options.model,
+        )
+        if earlier is not None:
+            found = add(found, earlier)
+            played = [Round(**each) for each in found["played"]]
     except (helm.CommandFailedError, TimeoutError) as error:
         print(f"fleet: {error}", file=sys.stderr)
         return 1
-    found = report(
-        played,
-        faults,
-        scaler=options.scaler,
-        sync=sync,
-        count=options.releases,
-        model=options.model,
-    )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "fleet.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    kept.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     step_plot.draw_all(options.out / "fleet.png", played, title=table(found).splitlines()[0])
     print(table(found))
-    print(options.out / "fleet.json")
+    print(kept)
     return 3 if found["failed"] else 0
 
 

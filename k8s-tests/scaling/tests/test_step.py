@@ -78,6 +78,15 @@ def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path)
         "6.0", "6.0", "8.0", "2",
     ]  # fmt: skip
     assert not [line for line in lines if line.startswith("p95")]
+    both = fleet.add(found, json.loads(json.dumps(found)))
+    assert (both["rounds"], both["failed"]) == (2 * found["rounds"], 2 * found["failed"])
+    assert both["summary"]["decided_seconds"]["mean"] == pytest.approx(
+        found["summary"]["decided_seconds"]["mean"], abs=0.001
+    )
+    assert len(both["ready_after_decided_seconds"]) == 2 * len(found["ready_after_decided_seconds"])
+    fleet.check_same(found, scaler="hpa", sync="15s")
+    with pytest.raises(helm.CommandFailedError, match="same sync: it is '15s' there, and '5s' now"):
+        fleet.check_same(found, scaler="hpa", sync="5s")
     step_plot.draw_all(tmp_path / "fleet.png", rounds, title="two steps")
     assert (tmp_path / "fleet.png").stat().st_size > 5_000
 
