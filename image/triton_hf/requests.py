@@ -6,6 +6,7 @@ Nothing here knows Triton: rows come as bytes, parameters as a JSON object, and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -17,6 +18,8 @@ from triton_hf.settings import GenerationDefaults
 
 ROLES = ("system", "user", "assistant")
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 64
+MAX_TOKEN_ID = 2**31 - 1
 # What /generate adds to the parameters by itself, and what only steers the transport.
 TRANSPORT_PARAMETERS = frozenset({"id", "stream"})
 
@@ -41,6 +44,8 @@ class Sampling:
             the model is then cut to what fits).
         top_k: 0 means all tokens.
         temperature: 0 means greedy.
+        stop_token_ids: Tokens that end the answer as the model's own end tokens do, whatever
+            `ignore_eos` says; an engine without a vocabulary has none of them.
     """
 
     max_tokens: int | None = None
@@ -51,6 +56,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
 
 
@@ -215,13 +221,7 @@ def _boolean(name: str, value: Any) -> bool:
 
 
 def _stop(name: str, value: Any) -> tuple[str, ...]:
-    # Triton's parameters are scalars, so a list of stop strings comes as JSON in a string.
-    strings = [value]
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            strings = json.loads(value)
-        except ValueError:
-            strings = [value]
+    strings = _listed(value)
     good = isinstance(strings, list) and 1 <= len(strings) <= MAX_STOP_STRINGS
     if not good or not all(isinstance(item, str) and item for item in strings):
         raise RequestError(
@@ -229,6 +229,25 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
             f"strings in a string, none of them empty; got {_shown(value)}"
         )
     return tuple(strings)
+
+
+def _stop_token_ids(name: str, value: Any) -> frozenset[int]:
+    numbers = _listed(value)
+    good = isinstance(numbers, list) and 1 <= len(numbers) <= MAX_STOP_TOKEN_IDS
+    if not good or not all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in numbers):
+        raise RequestError(
+            f"parameter '{name}' must be a whole number from 0 to {MAX_TOKEN_ID}, or a JSON list "
+            f"of 1 to {MAX_STOP_TOKEN_IDS} of them in a string; got {_shown(value)}"
+        )
+    return frozenset(numbers)
+
+
+def _listed(value: Any) -> Any:
+    """Return the list that a value stands for: parameters are scalars, so JSON in a string."""
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return [value]
 
 
 def _shown(value: Any) -> str:
@@ -244,5 +263,6 @@ _READERS: dict[str, Any] = {
     "repetition_penalty": _number(0.0, 2.0, above=True),
     "seed": _integer(0, 2**63 - 1),
     "stop": _stop,
+    "stop_token_ids": _stop_token_ids,
     "ignore_eos": _boolean,
 }

@@ -19,7 +19,7 @@ from triton_hf.cpu import apply_cpu_limits, usable_cores
 from triton_hf.engine import Engine, Job
 from triton_hf.errors import EngineError, SettingsError
 from triton_hf.model_files import LOCAL, ModelFiles
-from triton_hf.requests import Conversation
+from triton_hf.requests import Conversation, Sampling
 from triton_hf.runtime import log_fault
 from triton_hf.settings import ModelSettings, check_weights
 from triton_hf.store import locate_weights
@@ -327,13 +327,18 @@ class TransformersEngine(Engine):
             self._fail(job, EngineError("the model's output for this request is not a number"))
             return
         row.token = token
-        if token in self._eos and not job.work.sampling.ignore_eos:
+        if self._ends(token, job.work.sampling):
             self._finish(job, "stop", text=job.assembler.push(row.decoder.flush()))
             return
         piece = row.decoder.push(token)
         if job.completion_tokens + 1 >= job.work.max_tokens:
             piece += row.decoder.flush()
         self._emit(job, piece)
+
+    def _ends(self, token: int, sampling: Sampling) -> bool:
+        """Return whether a token ends an answer, and is no part of it."""
+        ended = token in self._eos and not sampling.ignore_eos
+        return ended or token in sampling.stop_token_ids
 
     def _fail_row(self, row: _Row, error: Exception) -> None:
         self._note_fault(error)

@@ -75,11 +75,18 @@ def test_parameters_that_are_not_sent_take_the_defaults_of_the_model() -> None:
         ("END", ("END",)),
         ('["a", "b"]', ("a", "b")),
         ("[", ("[",)),
+        pytest.param("[" * 100_000, ("[" * 100_000,), id="nested too deeply"),
     ],
 )
 def test_stop_is_a_string_or_a_json_list_in_a_string(value: str, stop: tuple[str, ...]) -> None:
     sampling = parse_sampling(json.dumps({"stop": value}), GenerationDefaults())
     assert sampling.stop == stop
+
+
+@pytest.mark.parametrize(("value", "ids"), [(0, {0}), ("[7, 2, 7]", {2, 7})])
+def test_stop_token_ids_are_a_number_or_a_json_list_in_a_string(value: Any, ids: set[int]) -> None:
+    sampling = parse_sampling(json.dumps({"stop_token_ids": value}), GenerationDefaults())
+    assert sampling.stop_token_ids == ids
 
 
 @pytest.mark.parametrize(
@@ -101,6 +108,14 @@ def test_stop_is_a_string_or_a_json_list_in_a_string(value: str, stop: tuple[str
         ("stop", "", "'stop' must be a string"),
         ("stop", '["a", ""]', "'stop' must be a string"),
         ("stop", "[]", "'stop' must be a string"),
+        ("stop_token_ids", -1, "'stop_token_ids' must be a whole number from 0 to 2147483647, or"),
+        ("stop_token_ids", True, "got true"),
+        ("stop_token_ids", 2**31, "got 2147483648"),
+        ("stop_token_ids", "7", 'got "7"'),
+        ("stop_token_ids", "[]", "a JSON list of 1 to 64 of them in a string"),
+        ("stop_token_ids", "[1, null]", "'stop_token_ids' must be"),
+        ("stop_token_ids", "[1", "'stop_token_ids' must be"),
+        ("stop_token_ids", json.dumps([*range(65)]), "a JSON list of 1 to 64"),
         ("ignore_eos", 1, "'ignore_eos' must be true or false, got 1"),
     ],
 )

@@ -344,6 +344,22 @@ def test_the_end_token_ends_an_answer_unless_it_is_ignored(make) -> None:
     assert bench.answer(prompt(10), max_tokens=12) == whole
 
 
+def test_a_stop_token_ends_its_request_alone_whether_or_not_the_end_is_ignored(make) -> None:
+    bench = make(slots=2)
+    whole = bench.reference(prompt(10), max_tokens=12)
+    words = whole.split()
+    end = next(word for word in words[3:] if words.index(word) >= 3)
+    ids = frozenset({VOCABULARY + 5, bench.tokenizer.convert_tokens_to_ids(end)})
+    other = bench.ask(prompt(10), max_tokens=12)
+    for ignored in (True, False):
+        asked = {"max_tokens": 12, "stop_token_ids": ids, "ignore_eos": ignored}
+        events = bench.ask(prompt(10), **asked).all()
+        assert events[-1].finish_reason == "stop"
+        assert "".join(event.text for event in events).split() == words[: words.index(end)]
+        assert events[-1].completion_tokens == words.index(end)
+    assert other.text() == whole
+
+
 def test_a_stop_string_ends_one_answer_and_frees_its_slot(make) -> None:
     bench = make(slots=2)
     whole = bench.reference(prompt(10), max_tokens=12)
@@ -566,6 +582,7 @@ def storm(bench: Bench, count: int) -> int:
             "top_k": numbers.choice([0, 1, 50, VOCABULARY, 1_000_000]),
             "repetition_penalty": numbers.choice([0.01, 1.0, 1.2, 2.0]),
             "stop": numbers.choice([(), ("t1",), (" ",)]),
+            "stop_token_ids": numbers.choice([frozenset(), frozenset({1, 9, 40})]),
             "ignore_eos": numbers.random() < 0.5,
         }
         length = min(int(numbers.expovariate(1 / 15)) + 1, 200)
