@@ -22,6 +22,7 @@ from triton_hf.errors import SettingsError
 from triton_hf.fused_norm import FusedNorms
 from triton_hf.graphs import Recorder, Step, recorder_for
 from triton_hf.paged_cache import SCRATCH, LayerShape, PagedCache, PagedStep
+from triton_hf.prefixes import LEAST_TOKENS, MOST_KEPT, nearest
 from triton_hf.sampler import SamplingRow, choose_ahead
 from triton_hf.transfer import Download, upload
 
@@ -40,14 +41,26 @@ class UnavailableError(Exception):
 
 
 class PagedSequence:
-    """The pages of one sequence, and the token that comes next."""
+    """The pages of one sequence, the tokens that were read, and the one that comes next."""
 
     def __init__(self, cache: PagedCache, pages: Sequence[int]) -> None:
         """Own these pages until `release`."""
         self._cache, self.pages = cache, pages
         self.length = 0
+        self.tokens: list[int] = []
         self.table: torch.Tensor | None = None  # on the device, [1, pages]
         self.token: torch.Tensor | None = None  # on the device, [1]
+
+    def take_over(self, other: PagedSequence, count: int) -> None:
+        """Start with the first tokens of another sequence; only on an empty one."""
+        self._cache.copy(other.pages, self.pages, tokens=count)
+        self.tokens, self.length = other.tokens[:count], count
+
+    def shrink(self) -> None:
+        """Give back the pages behind the tokens that were read."""
+        needed = self._cache.pages_for(len(self.tokens))
+        self._cache.give(self.pages[needed:])
+        self.pages = self.pages[:needed]
 
     def release(self) -> None:
         """Give the pages back; safe to call twice."""
@@ -135,6 +148,7 @@ class CudaRunner:
             device=self.device,
         )
         self._rows: list[PagedSequence] = []
+        self._kept: list[PagedSequence] = []  # for prompts that start alike, the oldest first
         self._recorder = recorder or recorder_for(self.device)
         self._steps: dict[tuple[int, int], Step] = {}
         self._checked = False
@@ -157,11 +171,41 @@ class CudaRunner:
         why = self._why_gathered
         return "flash attention" if why is None else f"gathered pages because {why}"
 
+    @property
+    def kept_pages(self) -> int:
+        """Pages that are kept for later prompts while nobody needs them."""
+        return sum(len(sequence.pages) for sequence in self._kept)
+
     def admit(self, positions: int) -> PagedSequence | None:
         """Return an empty sequence with room for so many tokens; None while there is none."""
-        if not self._cache.has_run(self._cache.pages_for(positions)):
+        pages = self._cache.pages_for(positions)
+        self._make_room(pages)
+        if not self._cache.has_run(pages):
             return None
-        return PagedSequence(self._cache, self._cache.take(self._cache.pages_for(positions)))
+        return PagedSequence(self._cache, self._cache.take(pages))
+
+    def resume(self, prompt: Sequence[int], positions: int) -> tuple[PagedSequence, int] | None:
+        """Return a sequence with the start of a prompt as far as it is known, and its tokens.
+
+        At least the last token of the prompt is left to be read. None while there is no room for
+        so many positions.
+        """
+        like, count = nearest(prompt, (*self._rows, *self._kept))
+        if like in self._kept:
+            self._kept.remove(like)
+            self._kept.append(like)
+        sequence = self.admit(positions)
+        if sequence is None:
+            return None
+        if like is None or not like.pages:  # it had to make room
+            return sequence, 0
+        sequence.take_over(like, count)
+        return sequence, count
+
+    def _make_room(self, pages: int) -> None:
+        """Forget the oldest kept prompts until so many pages lie together."""
+        while self._kept and not self._cache.has_run(pages):
+            self._kept.pop(0).release()
 
     def begin(self) -> PagedSequence:
         """Return an empty sequence that may become as long as any.
@@ -169,7 +213,9 @@ class CudaRunner:
         Raises:
             MemoryError: There is no room for it.
         """
-        return PagedSequence(self._cache, self._cache.take(len(self._tables[0])))
+        pages = len(self._tables[0])
+        self._make_room(pages)
+        return PagedSequence(self._cache, self._cache.take(pages))
 
     def extend(self, sequence: PagedSequence, tokens: Sequence[int]) -> torch.Tensor:
         """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
@@ -186,6 +232,7 @@ class CudaRunner:
         )
         logits = self._forward(upload([tokens], dtype=torch.long, device=self.device), step)
         sequence.length = end
+        sequence.tokens += tokens
         return logits
 
     def choose_first(
@@ -219,8 +266,19 @@ class CudaRunner:
             tensor[last].zero_()
         gone, self._rows[row] = self._rows[row], self._rows[last]
         self._rows.pop()
-        # A step that is under way may still write here; the next owner's work comes after it.
-        gone.release()
+        # A step that is under way may still write behind the prompt, or to pages that are given
+        # back; the next owner's work comes after it.
+        self._keep(gone)
+
+    def _keep(self, sequence: PagedSequence) -> None:
+        """Keep what was read for prompts that start alike."""
+        if len(sequence.tokens) < LEAST_TOKENS:
+            sequence.release()
+            return
+        sequence.shrink()
+        self._kept.append(sequence)
+        while len(self._kept) > MOST_KEPT:
+            self._kept.pop(0).release()
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Add one token to each row; return the logits after it, [rows, V], until the next step."""
@@ -237,10 +295,10 @@ class CudaRunner:
         return Pending(chosen)
 
     def clear(self) -> None:
-        """Forget all rows."""
-        for row in self._rows:
-            row.release()
-        self._rows = []
+        """Forget all rows, and what is kept."""
+        for sequence in (*self._rows, *self._kept):
+            sequence.release()
+        self._rows, self._kept = [], []
         for tensor in (self._ids, self._row_positions, self._growth, self._tables):
             tensor.zero_()
         self._cache.empty_scratch()

@@ -208,6 +208,14 @@ class PagedCache(Cache):
         for page in pages:
             self._owned[page] = page == SCRATCH
 
+    def copy(self, source: Sequence[int], target: Sequence[int], *, tokens: int) -> None:
+        """Copy the first tokens of one run of pages to another, without waiting for the device."""
+        start, end = source[0] * self.page_tokens, target[0] * self.page_tokens
+        for pair in self._pools.values():
+            for pool in pair:
+                places = pool.flatten(1, 2)
+                places[:, end : end + tokens].copy_(places[:, start : start + tokens])
+
     def empty_scratch(self) -> None:
         """Forget what rows without a sequence have written."""
         self._empty([SCRATCH])

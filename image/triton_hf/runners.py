@@ -33,6 +33,13 @@ class Runner(Protocol):
     def begin(self) -> Any:
         """Return an empty sequence."""
 
+    def resume(self, prompt: Sequence[int], positions: int) -> tuple[Any, int] | None:
+        """Return a sequence with the start of a prompt as far as it is known, and its tokens.
+
+        At least the last token of the prompt is left to be read. None while there is no memory
+        for so many positions, where memory is set aside at the start.
+        """
+
     def extend(self, sequence: Any, tokens: Sequence[int]) -> torch.Tensor:
         """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
 
@@ -62,12 +69,6 @@ class MixingRunner(Runner, Protocol):
     A call that fails has changed nothing.
     """
 
-    def resume(self, prompt: Sequence[int]) -> tuple[Any, int]:
-        """Return a sequence with the start of a prompt as far as it is known, and its tokens.
-
-        At least the last token of the prompt is left to be read.
-        """
-
     def advance(
         self, tokens: Sequence[int], chunks: Sequence[tuple[Any, Sequence[int]]]
     ) -> torch.Tensor:
@@ -83,9 +84,6 @@ class AheadRunner(Runner, Protocol):
 
     Its sequences have room that was set aside when they began.
     """
-
-    def admit(self, positions: int) -> Any | None:
-        """Return an empty sequence with room for so many tokens; None while there is none."""
 
     def choose_first(self, sequence: Any, logits: torch.Tensor, row: SamplingRow) -> Pending:
         """Choose the token after a prompt; the sequence goes on from it when it has joined."""
@@ -110,7 +108,6 @@ def make_runner(model: Any, settings: ModelSettings) -> Runner | MixingRunner | 
     import torch
 
     from triton_hf.packed_linear import pack_linears
-    from triton_hf.torch_runner import TorchRunner
 
     if next(model.parameters()).device.type == "cuda":
         from triton_hf.cuda_runner import make_cuda_runner
@@ -121,14 +118,20 @@ def make_runner(model: Any, settings: ModelSettings) -> Runner | MixingRunner | 
             positions=settings.max_total_tokens,
             name=settings.repo_id,
         )
-        return recorded or TorchRunner(model, slots=settings.slots)
+        return recorded or _torch_runner(model, settings)
     native = native_runner(model, settings)
     if native is not None:
         return native
-    runner = TorchRunner(model, slots=settings.slots)
+    runner = _torch_runner(model, settings)
     with torch.inference_mode():
         pack_linears(model, int8=settings.weights == "int8")
     return runner
+
+
+def _torch_runner(model: Any, settings: ModelSettings) -> Runner:
+    from triton_hf.torch_runner import TorchRunner
+
+    return TorchRunner(model, slots=settings.slots, positions=settings.max_total_tokens)
 
 
 def native_runner(model: Any, settings: ModelSettings) -> MixingRunner | None:

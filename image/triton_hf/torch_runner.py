@@ -12,6 +12,31 @@ from transformers.cache_utils import DynamicLayer
 
 from triton_hf.errors import SettingsError
 from triton_hf.kv_slots import SlotCache
+from triton_hf.prefixes import LEAST_TOKENS, MOST_KEPT, nearest
+
+# Part of all tokens that rows can have that is kept for later prompts, on top of theirs.
+_KEPT_PART = 8
+
+
+class TorchSequence(DynamicCache):
+    """The keys and values of one prompt, and its tokens.
+
+    Made without the model's config, so that layers with a sliding window keep all tokens too: what
+    joins the batch has the same length in every layer, and the mask does the rest.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self.tokens: list[int] = []
+
+    def take_over(self, other: TorchSequence, count: int) -> None:
+        """Start with the first tokens of another sequence; only on an empty one."""
+        layers: list[Any] = list(other.layers)
+        for index, layer in enumerate(layers):
+            if layer.is_initialized:
+                self.update(layer.keys[:, :, :count], layer.values[:, :, :count], index)
+        self.tokens = other.tokens[:count]
 
 
 class TorchRunner:
@@ -21,10 +46,11 @@ class TorchRunner:
     number. All calls belong into one thread and `torch.inference_mode`.
     """
 
-    def __init__(self, model: Any, *, slots: int) -> None:
-        """Use a model in evaluation mode for at most this many rows."""
+    def __init__(self, model: Any, *, slots: int, positions: int) -> None:
+        """Use a model in evaluation mode for at most this many rows, each so long at most."""
         self._model = model
         self._slots = slots
+        self._most_kept = slots * positions // _KEPT_PART
         self.device = next(model.parameters()).device
         known = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in known
@@ -36,23 +62,46 @@ class TorchRunner:
         """Rows of the batch."""
         return self._cache.rows
 
-    def begin(self) -> DynamicCache:
+    def begin(self) -> TorchSequence:
         """Return an empty sequence."""
-        # Without the model's config, so that layers with a sliding window keep all tokens too:
-        # what joins the batch has the same length in every layer, and the mask does the rest.
-        return DynamicCache()
+        return TorchSequence()
 
-    def extend(self, sequence: DynamicCache, tokens: Sequence[int]) -> torch.Tensor:
+    def resume(self, prompt: Sequence[int], positions: int) -> tuple[TorchSequence, int]:
+        """Return a sequence with the start of a prompt as far as it is known, and its tokens.
+
+        At least the last token of the prompt is left to be read. It grows as it must, so the
+        positions mean nothing here.
+        """
+        sequence = self.begin()
+        like, count = nearest(prompt, self._kept)
+        if like is not None:
+            self._kept.remove(like)
+            self._kept.append(like)
+            sequence.take_over(like, count)
+        return sequence, count
+
+    def extend(self, sequence: TorchSequence, tokens: Sequence[int]) -> torch.Tensor:
         """Add tokens to a sequence that has not joined; return the last one's logits, [1, V]."""
         seen = sequence.get_seq_length()
         ids = torch.tensor([tokens], dtype=torch.long, device=self.device)
         mask = torch.ones((1, seen + len(tokens)), dtype=torch.bool, device=self.device)
         positions = torch.arange(seen, seen + len(tokens), device=self.device).unsqueeze(0)
-        return self._forward(ids, mask, positions, sequence)
+        logits = self._forward(ids, mask, positions, sequence)
+        sequence.tokens += tokens
+        return logits
 
-    def join(self, sequence: DynamicCache) -> None:
-        """Make a sequence the last row of the batch."""
+    def join(self, sequence: TorchSequence) -> None:
+        """Make a sequence the last row of the batch, which copies it; the sequence is kept."""
         self._cache.join(sequence)
+        if len(sequence.tokens) >= LEAST_TOKENS:
+            self._kept.append(sequence)
+        while len(self._kept) > MOST_KEPT or self.kept_tokens > self._most_kept:
+            self._kept.pop(0)
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens that are kept for later prompts."""
+        return sum(len(sequence.tokens) for sequence in self._kept)
 
     def leave(self, row: int) -> None:
         """Take a row out of the batch; the last row takes its number."""
@@ -68,7 +117,8 @@ class TorchRunner:
         return logits
 
     def clear(self) -> None:
-        """Forget all rows and their memory."""
+        """Forget all rows and their memory, and what is kept."""
+        self._kept: list[TorchSequence] = []  # for prompts that start alike, the oldest first
         self._cache = SlotCache(max_rows=self._slots, device=self.device)
 
     def check(self) -> None:

@@ -207,8 +207,8 @@ class TransformersEngine(Engine):
         left = MIXED_TOKENS * (1 if self._rows else MIXED_IDLE_CHUNKS)
         parts: list[tuple[_Row, Sequence[int]]] = []
         for row in self._reading:
-            if row.sequence is None:
-                row.sequence, row.read = self._runner.resume(row.job.work.token_ids)
+            if not self._reserve(row):
+                break
             chunk = row.job.work.token_ids[row.read : row.read + left]
             parts.append((row, chunk))
             left -= len(chunk)
@@ -243,13 +243,13 @@ class TransformersEngine(Engine):
         size = left = CHUNK_TOKENS[self._runner.device.type] * (IDLE_CHUNKS if idle else 1)
         while self._reading and not (idle and self._rows):
             row = self._reading[0]
-            chunk = row.job.work.token_ids[row.read : row.read + size]
-            if len(chunk) > left:
-                break
-            left -= len(chunk)
             try:
                 if not self._reserve(row):
                     break
+                chunk = row.job.work.token_ids[row.read : row.read + size]
+                if len(chunk) > left:
+                    break
+                left -= len(chunk)
                 self._read(row, chunk)
             except Exception as error:
                 self._fail_row(row, error)
@@ -261,12 +261,12 @@ class TransformersEngine(Engine):
         """See that a prompt has its sequence; False while there is no memory for one."""
         if row.sequence is not None:
             return True
-        if self._ahead:
-            work = row.job.work
-            row.sequence = self._runner.admit(work.prompt_tokens + work.max_tokens)
-        else:
-            row.sequence = self._runner.begin()
-        return row.sequence is not None
+        work = row.job.work
+        resumed = self._runner.resume(work.token_ids, work.prompt_tokens + work.max_tokens)
+        if resumed is None:
+            return False
+        row.sequence, row.read = resumed
+        return True
 
     def _read(self, row: _Row, chunk: Sequence[int]) -> None:
         """Read a chunk of one prompt; make the first token after the last one."""

@@ -93,10 +93,11 @@ class NativeRunner:
         """Return an empty sequence."""
         return NativeSequence(self._pages)
 
-    def resume(self, prompt: Sequence[int]) -> tuple[NativeSequence, int]:
+    def resume(self, prompt: Sequence[int], positions: int = 0) -> tuple[NativeSequence, int]:
         """Return a sequence with the start of a prompt as far as it is known, and its tokens.
 
-        At least the last token of the prompt is left to be read.
+        At least the last token of the prompt is left to be read. It grows as it must, so the
+        positions mean nothing here.
         """
         sequence = self.begin()
         sequence.resume(prompt)

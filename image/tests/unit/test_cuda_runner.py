@@ -117,6 +117,11 @@ def reference(model: Any, prompt: list[int], tokens: int) -> list[int]:
     return [int(token) for token in made[0, len(prompt) :]]
 
 
+def pages_not_in_use(runner: CudaRunner) -> int:
+    """Pages that are free, or kept until somebody needs them."""
+    return runner.cache.free + runner.kept_pages
+
+
 class Batch:
     """Drives a runner as an engine does, one prompt and one step at a time."""
 
@@ -284,6 +289,94 @@ def test_pages_are_lent_for_a_sequence_and_come_back_however_it_ends() -> None:
     assert (runner.rows, runner.cache.free) == (0, whole)
 
 
+def make_torch_runner(model: Any) -> TorchRunner:
+    return TorchRunner(model, slots=3, positions=8 * POSITIONS)
+
+
+def resumed(batch: Batch, prompt: list[int], positions: int) -> tuple[list[int], int]:
+    """Let a prompt join that begins with what is known of it; return its answer and how much."""
+    sequence, known = batch.runner.resume(prompt, positions)
+    logits = batch.runner.extend(sequence, prompt[known:])
+    batch.runner.join(sequence)
+    batch.answers.append([int(logits.argmax())])
+    return batch.answers[-1], known
+
+
+@pytest.mark.parametrize("made", [make_runner, make_torch_runner])
+@pytest.mark.parametrize("family", ["llama", "gemma2, capped, sliding and full", "gpt-neox"])
+@torch.inference_mode()
+def test_a_prompt_takes_over_what_another_has_read_of_its_start(family, made) -> None:
+    start = ids(40, seed=1)
+    prompts = [[*start, *ids(length, seed=length)] for length in (9, 3, 20)]
+    runner = made(make_model(family))
+    batch = Batch(runner)
+    answers, known = [], []
+    for number, prompt in enumerate(prompts):
+        answer, count = resumed(batch, prompt, len(prompt) + 20)
+        answers.append(answer)
+        known.append(count)
+        batch.step(4)
+        if number == 1:  # one that runs and one that has left
+            batch.leave(0)
+    batch.step(6)
+    assert known == [0, 40, 40]
+    wanted = [reference(make_model(family), prompt, 15) for prompt in prompts]
+    assert answers == [whole[: len(answer)] for whole, answer in zip(wanted, answers, strict=True)]
+    assert [len(answer) for answer in answers] == [9, 15, 11]
+    # The same again is known but for its last token.
+    batch.leave(0)
+    answer, count = resumed(batch, prompts[2], len(prompts[2]) + 20)
+    batch.step(3)
+    assert (answer, count) == (wanted[2][:4], len(prompts[2]) - 1)
+    runner.clear()
+    assert runner.resume(prompts[2], 100)[1] == 0
+
+
+@torch.inference_mode()
+def test_kept_prompts_go_when_their_pages_are_needed_the_oldest_first() -> None:
+    runner = make_runner(make_model(), slots=2)
+    whole = runner.cache.pages
+    batch = Batch(runner)
+    prompts = [ids(2 * PAGE + 1, seed=seed) for seed in range(3)]
+    for prompt in prompts:
+        resumed(batch, prompt, POSITIONS // 2)
+        batch.step(3)
+        batch.leave(0)
+    # Of each the pages of its prompt only.
+    assert (runner.kept_pages, runner.cache.free) == (9, whole - 9)
+    first, known = runner.resume(prompts[0], POSITIONS // 2)
+    assert known == 2 * PAGE
+    # The first was used last, so the second has to go.
+    others = [runner.admit(PAGE) for _ in range(whole - 9 - 4)]
+    others.append(runner.admit(PAGE))
+    assert runner.kept_pages == 6
+    first.release()
+    assert [runner.resume(prompt, 2 * PAGE)[1] > 0 for prompt in prompts] == [True, False, True]
+    # A prompt whose only likeness has to make room for it begins at the start.
+    del others
+    runner.clear()
+    sequence, _ = runner.resume(prompts[0], POSITIONS)
+    runner.extend(sequence, prompts[0])
+    runner.join(sequence)
+    runner.leave(0)
+    sequence, known = runner.resume(prompts[0], whole * PAGE)
+    assert (known, len(sequence.pages), runner.kept_pages) == (0, whole, 0)
+    sequence.release()
+    assert runner.cache.free == whole
+
+
+@torch.inference_mode()
+def test_torch_keeps_an_eighth_of_what_its_rows_may_have() -> None:
+    runner = TorchRunner(make_model(), slots=3, positions=POSITIONS)
+    batch = Batch(runner)
+    for seed in range(5):
+        resumed(batch, ids(20, seed=seed), POSITIONS)
+        batch.leave(0)
+    assert runner.kept_tokens == 40  # of 48
+    known = [runner.resume(ids(20, seed=seed), POSITIONS)[1] for seed in range(5)]
+    assert known == [0, 0, 0, 19, 19]
+
+
 def reference_varlen(
     query: Any,
     key: Any,
@@ -407,7 +500,7 @@ def test_a_model_that_cannot_be_run_so_is_left_as_it_was_and_the_log_says_why(
     assert make_cuda_runner(model, slots=2, positions=POSITIONS, name="org/m") is None
     assert "org/m: torch computes the steps, without CUDA graphs: " in capsys.readouterr().err
     with torch.inference_mode():
-        batch = Batch(TorchRunner(model, slots=2))
+        batch = Batch(TorchRunner(model, slots=2, positions=POSITIONS))
         answer = batch.join(ids(9))
         batch.step(5)
     assert answer == reference(make_model(family), ids(9), 6)
@@ -527,8 +620,8 @@ class Bench:
         """Whether every slot, row and page is free."""
         state = self.engine.state()
         busy = (state.running, state.waiting, len(self.engine._rows), len(self.engine._reading))
-        free = (
-            not hasattr(self.runner, "cache") or self.runner.cache.free == self.runner.cache.pages
+        free = not hasattr(self.runner, "cache") or pages_not_in_use(self.runner) == (
+            self.runner.cache.pages
         )
         return busy == (0, 0, 0, 0) and self.runner.rows == 0 and free
 
