@@ -4,10 +4,10 @@ Usage: python -m scaling.fleet --out DIR [--scaler hpa|keda] [--sync SECONDS] [-
        [--rounds 10] [--model simulated|smollm2-135m] [--add] (PYTHONPATH=k8s-tests)
 
 Each release is the light image with a simulated model, or the full one with SmolLM2, in a namespace
-of its own; its steps come at random moments, so that they meet every phase of the autoscaler's
-sync. One release at a time has load, so that pods start on a node with room: while one grows, the
-others go back. `--sync` changes how often the autoscaler of the embedded cluster looks, for the
-time of the run.
+of its own; its steps come at random moments that meet every part of the autoscaler's sync equally
+often, because they make up most of the time to a decision. One release at a time has load, so that
+pods start on a node with room: while one grows, the others go back. `--sync` changes how often the
+autoscaler of the embedded cluster looks, for the time of the run.
 Writes DIR/fleet.json, DIR/fleet.png, and as DIR/step.json and DIR/step.png what scaling.step writes
 of the first release; exit codes as those of scaling.step. `--add` adds the rounds to those that DIR
 holds of the same model, scaler and sync, for a mean that chance moves less.
@@ -110,6 +110,13 @@ def _leader(here: place.Place) -> str:
     return str(lease["spec"]["holderIdentity"])
 
 
+def moments(rounds: int, source: random.Random) -> list[float]:
+    """Return for each round a moment within SYNC, in seconds: one of each equal part, shuffled."""
+    parts = [SYNC * (part + source.random()) / rounds for part in range(rounds)]
+    source.shuffle(parts)
+    return parts
+
+
 def play(
     made: Release, number: int, rounds: int, model: str, out: Path, turn: threading.Lock
 ) -> tuple[list[Round], list[str]]:
@@ -117,15 +124,14 @@ def play(
 
     The first release's last step is drawn over time.
     """
-    moments = random.Random(number)  # noqa: S311  # no secrets
     labels = f'namespace="{made.namespace}", release="{made.name}"'
     played: list[Round] = []
     with step.staged(made, model, prometheus=None, labels=labels, turn=turn, max_tokens=32) as (
         stage,
         _,
     ):
-        for count in range(rounds):
-            low = PLAN.low_seconds + moments.uniform(0, SYNC)
+        for count, moment in enumerate(moments(rounds, random.SystemRandom())):
+            low = PLAN.low_seconds + moment
             played.append(step.run_round(stage, dataclasses.replace(PLAN, low_seconds=low)))
             step.say(f"release {number}, round {count + 1} of {rounds}: {played[-1]}")
         faults = sorted({outcome.fault for outcome in stage.driver.record.failed})

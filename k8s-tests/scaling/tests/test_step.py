@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -57,6 +58,13 @@ def test_summary_counts_only_rounds_in_which_it_happened() -> None:
     assert step.summary(rounds)["decided_seconds"] == {
         "mean": 4.0, "median": 4.0, "worst": 4.0, "rounds": 1,
     }  # fmt: skip
+
+
+def test_the_steps_of_a_fleet_meet_every_part_of_a_sync_once() -> None:
+    found = fleet.moments(20, random.Random(1))
+    assert found != sorted(found)
+    parts = [int(moment / fleet.SYNC * 20) for moment in sorted(found)]
+    assert parts == [*range(20)]
 
 
 def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path) -> None:
