@@ -116,6 +116,33 @@ def test_greedy_answers_from_graphs_are_those_of_generate_in_float32(config) -> 
 
 
 @pytest.mark.parametrize("config", [LLAMA, MISTRAL, GEMMA], ids=lambda config: config.model_type)
+def test_a_prompt_that_starts_like_one_that_runs_says_what_generate_says_in_float32(config) -> None:
+    prompts = [[*ids(600, seed=9), *ids(length, seed=length)] for length in (30, 3, 200)]
+    expected = [generated(make_model(config, torch.float32), prompt, 20) for prompt in prompts]
+    runner = CudaRunner(make_model(config, torch.float32), slots=3, positions=1024)
+    runner.check()
+    rows = [SamplingRow(Sampling(), ()) for _ in prompts]
+    found: list[list[Any]] = []
+    shared = []
+    for number, prompt in enumerate(prompts, 1):
+        resumed = runner.resume(prompt, 1000)
+        assert resumed is not None
+        sequence, known = resumed
+        shared.append(known)
+        logits = runner.extend(sequence, prompt[known:])
+        found.append(runner.choose_first(sequence, logits, rows[number - 1]).wait())
+        runner.join(sequence)
+        for _ in range(3):  # the others go on while this one is copied from
+            for answer, token in zip(found, runner.launch(rows[:number]).wait(), strict=True):
+                answer.append(token)
+    for _ in range(10):
+        for answer, token in zip(found, runner.launch(rows).wait(), strict=True):
+            answer.append(token)
+    assert shared == [0, 600, 600]
+    assert found == [whole[: len(answer)] for whole, answer in zip(expected, found, strict=True)]
+
+
+@pytest.mark.parametrize("config", [LLAMA, MISTRAL, GEMMA], ids=lambda config: config.model_type)
 def test_flash_attention_over_the_pool_gives_the_logits_of_gathered_pages(
     monkeypatch, config
 ) -> None:
