@@ -22,7 +22,7 @@ from triton_hf.errors import SettingsError
 from triton_hf.fused_norm import FusedNorms
 from triton_hf.graphs import Recorder, Step, recorder_for
 from triton_hf.paged_cache import SCRATCH, LayerShape, PagedCache, PagedStep
-from triton_hf.prefixes import LEAST_TOKENS, MOST_KEPT, nearest
+from triton_hf.prefixes import Kept
 from triton_hf.sampler import SamplingRow, choose_ahead
 from triton_hf.transfer import Download, upload
 
@@ -148,7 +148,7 @@ class CudaRunner:
             device=self.device,
         )
         self._rows: list[PagedSequence] = []
-        self._kept: list[PagedSequence] = []  # for prompts that start alike, the oldest first
+        self._kept = Kept(drop=PagedSequence.release)
         self._recorder = recorder or recorder_for(self.device)
         self._steps: dict[tuple[int, int], Step] = {}
         self._checked = False
@@ -179,8 +179,7 @@ class CudaRunner:
     def admit(self, positions: int) -> PagedSequence | None:
         """Return an empty sequence with room for so many tokens; None while there is none."""
         pages = self._cache.pages_for(positions)
-        self._make_room(pages)
-        if not self._cache.has_run(pages):
+        if not self._make_room(pages):
             return None
         return PagedSequence(self._cache, self._cache.take(pages))
 
@@ -190,10 +189,7 @@ class CudaRunner:
         At least the last token of the prompt is left to be read. None while there is no room for
         so many positions.
         """
-        like, count = nearest(prompt, (*self._rows, *self._kept))
-        if like in self._kept:
-            self._kept.remove(like)
-            self._kept.append(like)
+        like, count = self._kept.nearest(prompt, self._rows)
         sequence = self.admit(positions)
         if sequence is None:
             return None
@@ -202,10 +198,13 @@ class CudaRunner:
         sequence.take_over(like, count)
         return sequence, count
 
-    def _make_room(self, pages: int) -> None:
-        """Forget the oldest kept prompts until so many pages lie together."""
-        while self._kept and not self._cache.has_run(pages):
-            self._kept.pop(0).release()
+    def _make_room(self, pages: int) -> bool:
+        """Forget the oldest kept prompts until so many pages lie together; False if none do."""
+        while not self._cache.has_run(pages):
+            if not self._kept:
+                return False
+            self._kept.forget_oldest()
+        return True
 
     def begin(self) -> PagedSequence:
         """Return an empty sequence that may become as long as any.
@@ -268,17 +267,8 @@ class CudaRunner:
         self._rows.pop()
         # A step that is under way may still write behind the prompt, or to pages that are given
         # back; the next owner's work comes after it.
-        self._keep(gone)
-
-    def _keep(self, sequence: PagedSequence) -> None:
-        """Keep what was read for prompts that start alike."""
-        if len(sequence.tokens) < LEAST_TOKENS:
-            sequence.release()
-            return
-        sequence.shrink()
-        self._kept.append(sequence)
-        while len(self._kept) > MOST_KEPT:
-            self._kept.pop(0).release()
+        gone.shrink()
+        self._kept.add(gone)
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Add one token to each row; return the logits after it, [rows, V], until the next step."""
@@ -296,9 +286,10 @@ class CudaRunner:
 
     def clear(self) -> None:
         """Forget all rows, and what is kept."""
-        for sequence in (*self._rows, *self._kept):
-            sequence.release()
-        self._rows, self._kept = [], []
+        for row in self._rows:
+            row.release()
+        self._rows = []
+        self._kept.clear()
         for tensor in (self._ids, self._row_positions, self._growth, self._tables):
             tensor.zero_()
         self._cache.empty_scratch()

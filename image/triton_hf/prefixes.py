@@ -7,8 +7,8 @@ computed in other pieces then, so the last bits may differ, as they do in anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
 # Fewer tokens than this are read again sooner than they are copied.
 LEAST_TOKENS = 16
@@ -27,6 +27,58 @@ class Read(Protocol):
 
 
 S = TypeVar("S", bound=Read)
+
+
+class Kept(Generic[S]):
+    """Sequences that nobody uses, kept for prompts that start alike; those used last go last."""
+
+    def __init__(self, drop: Callable[[S], None] | None = None) -> None:
+        """Call `drop` with what is no longer kept."""
+        self._drop = drop
+        self._sequences: list[S] = []
+
+    def __iter__(self) -> Iterator[S]:
+        """Go through them, the oldest first."""
+        return iter(self._sequences)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._sequences)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all of them."""
+        return sum(len(sequence.tokens) for sequence in self._sequences)
+
+    def add(self, sequence: S) -> None:
+        """Keep one more, unless it is too short to be of use."""
+        self._sequences.append(sequence)
+        if len(sequence.tokens) < LEAST_TOKENS:
+            self._forget(-1)
+        elif len(self) > MOST_KEPT:
+            self.forget_oldest()
+
+    def nearest(self, prompt: Sequence[int], others: Iterable[S] = ()) -> tuple[S | None, int]:
+        """Do what `nearest` does, with sequences that are in use as well."""
+        like, count = nearest(prompt, (*others, *self._sequences))
+        if like in self._sequences:
+            self._sequences.remove(like)
+            self._sequences.append(like)
+        return like, count
+
+    def forget_oldest(self) -> None:
+        """Keep one less."""
+        self._forget(0)
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        while self._sequences:
+            self.forget_oldest()
+
+    def _forget(self, index: int) -> None:
+        sequence = self._sequences.pop(index)
+        if self._drop is not None:
+            self._drop(sequence)
 
 
 def nearest(prompt: Sequence[int], sequences: Iterable[S]) -> tuple[S | None, int]:

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from triton_hf.errors import SettingsError
 from triton_hf.kv_slots import SlotCache
-from triton_hf.prefixes import LEAST_TOKENS, MOST_KEPT, nearest
+from triton_hf.prefixes import Kept
 
 # Part of all tokens that rows can have that is kept for later prompts, on top of theirs.
 _KEPT_PART = 8
@@ -73,10 +73,8 @@ class TorchRunner:
         positions mean nothing here.
         """
         sequence = self.begin()
-        like, count = nearest(prompt, self._kept)
+        like, count = self._kept.nearest(prompt)
         if like is not None:
-            self._kept.remove(like)
-            self._kept.append(like)
             sequence.take_over(like, count)
         return sequence, count
 
@@ -93,15 +91,14 @@ class TorchRunner:
     def join(self, sequence: TorchSequence) -> None:
         """Make a sequence the last row of the batch, which copies it; the sequence is kept."""
         self._cache.join(sequence)
-        if len(sequence.tokens) >= LEAST_TOKENS:
-            self._kept.append(sequence)
-        while len(self._kept) > MOST_KEPT or self.kept_tokens > self._most_kept:
-            self._kept.pop(0)
+        self._kept.add(sequence)
+        while self.kept_tokens > self._most_kept:
+            self._kept.forget_oldest()
 
     @property
     def kept_tokens(self) -> int:
         """Tokens that are kept for later prompts."""
-        return sum(len(sequence.tokens) for sequence in self._kept)
+        return self._kept.tokens
 
     def leave(self, row: int) -> None:
         """Take a row out of the batch; the last row takes its number."""
@@ -118,7 +115,7 @@ class TorchRunner:
 
     def clear(self) -> None:
         """Forget all rows and their memory, and what is kept."""
-        self._kept: list[TorchSequence] = []  # for prompts that start alike, the oldest first
+        self._kept: Kept[TorchSequence] = Kept()
         self._cache = SlotCache(max_rows=self._slots, device=self.device)
 
     def check(self) -> None:

@@ -117,11 +117,6 @@ def reference(model: Any, prompt: list[int], tokens: int) -> list[int]:
     return [int(token) for token in made[0, len(prompt) :]]
 
 
-def pages_not_in_use(runner: CudaRunner) -> int:
-    """Pages that are free, or kept until somebody needs them."""
-    return runner.cache.free + runner.kept_pages
-
-
 class Batch:
     """Drives a runner as an engine does, one prompt and one step at a time."""
 
@@ -620,9 +615,10 @@ class Bench:
         """Whether every slot, row and page is free."""
         state = self.engine.state()
         busy = (state.running, state.waiting, len(self.engine._rows), len(self.engine._reading))
-        free = not hasattr(self.runner, "cache") or pages_not_in_use(self.runner) == (
-            self.runner.cache.pages
-        )
+        free = True
+        if hasattr(self.runner, "cache"):
+            cache = self.runner.cache
+            free = cache.free + self.runner.kept_pages == cache.pages
         return busy == (0, 0, 0, 0) and self.runner.rows == 0 and free
 
 
