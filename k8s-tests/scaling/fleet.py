@@ -39,7 +39,7 @@ from support import helm, place, wait
 from support.helm import Release
 
 PLAN = Plan(target=releases.TARGET, low_seconds=8.0, high_seconds=90.0, settle_seconds=180.0)
-SYNC = 15.0  # seconds; the longest time between two looks of the autoscaler
+SYNC_SECONDS = 15.0  # the longest time between two looks of the autoscaler
 _SYNC = re.compile(r"(?<=--horizontal-pod-autoscaler-sync-period=)[\w.]+")
 
 
@@ -111,8 +111,8 @@ def _leader(here: place.Place) -> str:
 
 
 def moments(rounds: int, source: random.Random) -> list[float]:
-    """Return for each round a moment within SYNC, in seconds: one of each equal part, shuffled."""
-    parts = [SYNC * (part + source.random()) / rounds for part in range(rounds)]
+    """Return for each round a moment within SYNC_SECONDS: one of each equal part, shuffled."""
+    parts = [SYNC_SECONDS * (part + source.random()) / rounds for part in range(rounds)]
     source.shuffle(parts)
     return parts
 
@@ -205,22 +205,6 @@ def check_same(earlier: dict[str, Any], **now: Any) -> None:
             )
 
 
-def add(found: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """Return a report of the rounds of two; the day and the plan are those of the later one."""
-    played = [Round(**each) for each in (*earlier["played"], *found["played"])]
-    ready = [*earlier["ready_after_decided_seconds"], *found["ready_after_decided_seconds"]]
-    return {
-        **found,
-        "rounds": len(played),
-        "requests": earlier["requests"] + found["requests"],
-        "failed": earlier["failed"] + found["failed"],
-        "faults": [*earlier["faults"], *found["faults"]][:10],
-        "ready_after_decided_seconds": sorted(ready),
-        "summary": step.summary(played),
-        "played": [dataclasses.asdict(each) for each in played],
-    }
-
-
 def table(found: dict[str, Any]) -> str:
     """Return mean, median and worst of each time as lines for a terminal."""
     lines = [
@@ -256,7 +240,7 @@ def main() -> int:
     try:
         here = place.current()
         with hpa_sync(here, options.sync) as sync:
-            if earlier is not None:
+            if earlier:
                 now = {"model": options.model, "scaler": options.scaler, "sync": sync}
                 check_same(earlier, **now, cores=os.cpu_count())
             played, faults = run(
@@ -267,20 +251,20 @@ def main() -> int:
                 model=options.model,
                 out=options.out,
             )
-        found = report(
-            played,
-            faults,
-            scaler=options.scaler,
-            sync=sync,
-            count=options.releases,
-            model=options.model,
-        )
-        if earlier is not None:
-            found = add(found, earlier)
-            played = [Round(**each) for each in found["played"]]
     except (helm.CommandFailedError, TimeoutError) as error:
         print(f"fleet: {error}", file=sys.stderr)
         return 1
+    if earlier:
+        played = [*(Round(**each) for each in earlier["played"]), *played]
+        faults = [*earlier["faults"], *faults]
+    found = report(
+        played,
+        faults,
+        scaler=options.scaler,
+        sync=sync,
+        count=options.releases,
+        model=options.model,
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     step_plot.draw_all(options.out / "fleet.png", played, title=table(found).splitlines()[0])

@@ -63,7 +63,7 @@ def test_summary_counts_only_rounds_in_which_it_happened() -> None:
 def test_the_steps_of_a_fleet_meet_every_part_of_a_sync_once() -> None:
     found = fleet.moments(20, random.Random(1))
     assert found != sorted(found)
-    parts = [int(moment / fleet.SYNC * 20) for moment in sorted(found)]
+    parts = [int(moment / fleet.SYNC_SECONDS * 20) for moment in sorted(found)]
     assert parts == [*range(20)]
 
 
@@ -86,7 +86,9 @@ def test_a_fleet_counts_every_step_and_names_what_did_not_happen(tmp_path: Path)
         "6.0", "6.0", "8.0", "2",
     ]  # fmt: skip
     assert not [line for line in lines if line.startswith("p95")]
-    both = fleet.add(found, json.loads(json.dumps(found)))
+    kept = json.loads(json.dumps(found))
+    again = [*(Round(**each) for each in kept["played"]), *rounds]
+    both = fleet.report(again, kept["faults"], scaler="hpa", sync="15s", count=2)
     assert (both["rounds"], both["failed"]) == (2 * found["rounds"], 2 * found["failed"])
     assert both["summary"]["decided_seconds"]["mean"] == pytest.approx(
         found["summary"]["decided_seconds"]["mean"], abs=0.001
