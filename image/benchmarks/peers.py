@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT / "image"), str(ROOT / "k8s-tests")]
 
 from benchmarks.systems import machine, report  # noqa: E402
 from benchmarks.systems.base import Prompt, Running, System, UnavailableError  # noqa: E402
+from benchmarks.systems.limits import Limits  # noqa: E402
 from benchmarks.systems.llama_cpp import LlamaCpp  # noqa: E402
 from benchmarks.systems.measure import (  # noqa: E402
     IDLE_PROMPT,
@@ -85,23 +86,22 @@ class Bench:
         self._encode = _encoder(model)
         self._end = START + 60 * options.minutes
         self.machine = machine.describe()
-        self.bandwidth: list[float] = []
-        self.weights = (model.folder / "model.safetensors").stat().st_size
+        self.limits = Limits.of(model.folder)
         self.rows: dict[str, report.Row] = {}
 
     def prompts(self, count: int, length: int, seed: str) -> list[Prompt]:
         """Prompts that differ from all others of this run."""
         return make_prompts(self._encode, count, length=length, seed=seed)
 
-    def sweep(self) -> None:
-        """Measure the memory."""
-        self.bandwidth += machine.read_bandwidth(threads=int(str(self.machine["cores"])))
-        say(f"memory: {max(self.bandwidth) / 1e9:.1f} GB/s at best, limit {self.limit:.0f} tok/s")
-
-    @property
-    def limit(self) -> float:
-        """Most tokens per second of one client whose weights are read once for each token."""
-        return max(self.bandwidth, default=0.0) / self.weights
+    def gauge(self) -> None:
+        """Measure the machine."""
+        threads = int(str(self.machine["cores"]))
+        self.limits.bandwidth += machine.read_bandwidth(threads=threads)
+        self.limits.products += machine.multiply_rates(threads=threads)
+        say(
+            f"memory: {max(self.limits.bandwidth) / 1e9:.1f} GB/s at best, "
+            f"products: {max(self.limits.products) / 1e9:.0f} GFLOP/s"
+        )
 
     def prepare(self, system: System) -> bool:
         """Make a row and prepare; False when the system cannot be had."""
@@ -166,21 +166,20 @@ class Bench:
         if out := self._options.out:
             document = {
                 "machine": self.machine,
-                "bandwidth_bytes_per_second": self.bandwidth,
-                "weights_bytes": self.weights,
-                "limit_tokens_per_second": self.limit,
+                "limits": dataclasses.asdict(self.limits),
+                "memory_limit_tokens_per_second": self.limits.memory,
                 "command": " ".join(sys.argv[1:]),
                 "systems": [dataclasses.asdict(row) for row in self.rows.values()],
             }
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             out.with_suffix(".md").write_text(self.tables(), encoding="utf-8")
-            report.draw(list(self.rows.values()), out.with_suffix(".png"), limit=self.limit)
+            report.draw(list(self.rows.values()), out.with_suffix(".png"), limits=self.limits)
 
     def tables(self) -> str:
         """All tables as Markdown."""
         rows = list(self.rows.values())
-        return report.document(rows, bandwidth=self.bandwidth, weights=self.weights)
+        return report.document(rows, limits=self.limits)
 
 
 def _encoder(model: LocalModel) -> Callable[[str, str], tuple[int, ...]]:
@@ -221,13 +220,13 @@ def main() -> int:
         for system in systems(name, model=model, clients=room, longest=longest)
     ]
     bench = Bench(options, model)
-    bench.sweep()
+    bench.gauge()
     ready = [system for system in named if bench.prepare(system)]
     for shape in options.shapes:
         for system in ready:
             bench.visit(system, shape)
             bench.save()
-    bench.sweep()
+    bench.gauge()
     bench.save()
     print(bench.tables())
     return any(row.fault for row in bench.rows.values() if row.name == report.OURS)

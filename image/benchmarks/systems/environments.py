@@ -21,8 +21,16 @@ def cached(name: str) -> Path:
     return cache_root() / "peers" / name
 
 
-def environment(name: str, requirements: Sequence[str], *, install: bool) -> Path:
+def environment(
+    name: str, requirements: Sequence[str], *, install: bool, instead: Sequence[str] = ()
+) -> Path:
     """Return the Python of an environment with these requirements; made when it is missing.
+
+    Args:
+        name: Of its folder in the cache.
+        requirements: As pip takes them.
+        install: Make it where it is missing.
+        instead: Requirements that replace what packages ask for, whatever that is.
 
     Raises:
         UnavailableError: It is not there and may not or cannot be installed.
@@ -36,8 +44,14 @@ def environment(name: str, requirements: Sequence[str], *, install: bool) -> Pat
         raise UnavailableError(f"{' '.join(requirements)} is not installed; --install does it")
     try:
         run([sys.executable, "-m", "venv", "--clear", str(place)], "venv")
-        pip = [str(python), "-m", "pip", *_PIP, *requirements]
-        run(pip, f"pip install {' '.join(requirements)}")
+        pip = [str(python), "-m", "pip", *_PIP]
+        if instead:  # pip cannot; uv can
+            run([*pip, "uv"], "pip install uv")
+            overrides = place / "overrides.txt"
+            overrides.write_text("".join(f"{line}\n" for line in instead))
+            pip = [str(place / "bin" / "uv"), "pip", "install", "--quiet", "--no-cache"]
+            pip += ["--python", str(python), "--override", str(overrides)]
+        run([*pip, *requirements], f"pip install {' '.join(requirements)}")
         complete.touch()
     finally:
         if not complete.exists():

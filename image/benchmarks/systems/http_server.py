@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.systems.base import Answer, Prompt, UnavailableError
@@ -32,9 +32,21 @@ class RunningServer:
 
 @contextlib.contextmanager
 def server_process(
-    command: Sequence[str], *, folder: Path, port: int, request: Request
+    command: Sequence[str],
+    *,
+    folder: Path,
+    port: int,
+    request: Request,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
     """Run a server until the block ends; it is ready when its `/health` says so.
+
+    Args:
+        command: Of the server.
+        folder: For its log.
+        port: Of loopback, where it listens.
+        request: Makes what is sent for a prompt.
+        environment: Its variables; None gives it those of this process.
 
     Raises:
         UnavailableError: It does not start; the text holds the last line of its log.
@@ -46,6 +58,7 @@ def server_process(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=environment,
             start_new_session=True,
         )
     try:

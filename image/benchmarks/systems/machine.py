@@ -10,9 +10,15 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SWEEP_BYTES = 1 << 29  # much more than any cache holds
 SWEEPS = 12
+PRODUCT_SIZE = 2048  # of square matrices
+PRODUCTS = 8
 
 
 def read_bandwidth(*, threads: int) -> list[float]:
@@ -47,6 +53,37 @@ def _sweep(address: int, threads: int) -> float:
     for reader in readers:
         reader.join()
     return share * threads / (time.perf_counter() - start)
+
+
+def multiply_rates(*, threads: int) -> list[float]:
+    """Operations per second of large products by torch, in whichever of bf16 and fp32 is faster.
+
+    Processors without instructions for bf16 are faster in fp32.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = [
+            _products(torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, dtype=kind))
+            for kind in (
+                torch.bfloat16,
+                torch.float32,
+            )
+        ]
+    finally:
+        torch.set_num_threads(before)
+    return max(found, key=max)
+
+
+def _products(matrix: torch.Tensor) -> list[float]:
+    rates = []
+    for _ in range(PRODUCTS):
+        start = time.perf_counter()
+        matrix @ matrix
+        rates.append(2 * PRODUCT_SIZE**3 / (time.perf_counter() - start))
+    return rates
 
 
 def session_bytes(session: int) -> int:

@@ -6,7 +6,8 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-from benchmarks.systems.measure import Run
+from benchmarks.systems.limits import Limits
+from benchmarks.systems.measure import Run, Shape
 
 OURS = "ours, infer"
 NONE = "-"
@@ -35,28 +36,33 @@ def ratio(ours: list[Run] | None, peer: list[Run] | None) -> float | None:
     return _speed(ours) / _speed(peer)
 
 
-def speed_table(rows: list[Row], shape: str, *, limit: float) -> str:
+def speed_table(rows: list[Row], shape: str, *, limits: Limits) -> str:
     """Tokens per second of one shape as a Markdown table.
 
     Args:
         rows: The systems; `OURS` is what the others are compared with.
         shape: Which shape.
-        limit: Most tokens per second that the memory allows one client in bf16.
+        limits: What the machine allows in bf16.
     """
     clients = sorted({count for row in rows for count in row.cells.get(shape, {})})
     ours = next((row.cells.get(shape, {}) for row in rows if row.name == OURS), {})
-    head = ["system", "precision", *(f"c={count}" for count in clients), "c=1 of the limit"]
+    many = max(clients, default=1)
+    head = ["system", "precision", *(f"c={count}" for count in clients)]
+    head += ["c=1 of memory", f"c={many} of arithmetic"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         cells = row.cells.get(shape, {})
         if cells:
             texts = [_cell(ours.get(c), cells.get(c), row.name) for c in clients]
-            lines.append(_line([row.name, row.precision, *texts, _share(row, shape, limit)]))
+            shares = [
+                _share(row, cells.get(1), limits.memory),
+                _share(row, cells.get(many), limits.arithmetic(Shape.parse(shape))),
+            ]
+            lines.append(_line([row.name, row.precision, *texts, *shares]))
     return "\n".join(lines)
 
 
-def _share(row: Row, shape: str, limit: float) -> str:
-    runs = row.cells.get(shape, {}).get(1)
+def _share(row: Row, runs: list[Run] | None, limit: float) -> str:
     return f"{_speed(runs) / limit:.0%}" if runs and row.precision == "bf16" and limit else NONE
 
 
@@ -106,19 +112,29 @@ def _gaps(row: Row, shape: str, clients: int) -> str:
     return f"{1000 * middle:.0f} / {1000 * high:.0f}"
 
 
-def document(rows: list[Row], *, bandwidth: list[float], weights: int) -> str:
-    """All tables as Markdown, from bytes per second of the memory and bytes of the weights."""
-    limit = max(bandwidth) / weights
+def document(rows: list[Row], *, limits: Limits) -> str:
+    """All tables as Markdown."""
+    sweeps, products = limits.bandwidth, limits.products
     parts = [
-        f"The memory's limit for one client in bf16: {limit:.0f} tokens/s, from the best sweep "
-        f"({max(bandwidth) / 1e9:.1f} GB/s; median {statistics.median(bandwidth) / 1e9:.1f} GB/s)."
+        f"The memory's limit for one client in bf16: {limits.memory:.0f} tokens/s, from the best "
+        f"sweep ({max(sweeps) / 1e9:.1f} GB/s; median {statistics.median(sweeps) / 1e9:.1f} GB/s)."
     ]
+    if products:
+        parts.append(
+            f"The arithmetic's limit for many clients, from torch's best product of large matrices "
+            f"({max(products) / 1e9:.0f} GFLOP/s; median {statistics.median(products) / 1e9:.0f}): "
+            + ", ".join(
+                f"{limits.arithmetic(Shape.parse(shape)):.0f} tokens/s of {shape}"
+                for shape in dict.fromkeys(shape for row in rows for shape in row.cells)
+            )
+            + "."
+        )
     for number, shape in enumerate(dict.fromkeys(shape for row in rows for shape in row.cells)):
         parts.append(
             f"**{shape} tokens (prompt/answer)**: tokens of answers per second, median (lowest to "
             f"highest), x: how many times faster '{OURS}' is"
         )
-        parts.append(speed_table(rows, shape, limit=limit))
+        parts.append(speed_table(rows, shape, limits=limits))
         if number == 0:
             parts.append(other_table(rows, shape))
     if faults := [f"- {row.name}: {row.fault}" for row in rows if row.fault]:
@@ -127,7 +143,7 @@ def document(rows: list[Row], *, bandwidth: list[float], weights: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def draw(rows: list[Row], path: Path, *, limit: float) -> None:
+def draw(rows: list[Row], path: Path, *, limits: Limits) -> None:
     """Draw tokens per second by clients, a panel for each shape."""
     import matplotlib
 
@@ -154,7 +170,14 @@ def draw(rows: list[Row], path: Path, *, limit: float) -> None:
                     linestyle="-" if ours else "--",
                     label=f"{row.name} ({row.precision})",
                 )
-        panel.axhline(limit, color="grey", linewidth=0.8, label="memory's limit for c=1, bf16")
+        panel.axhline(
+            limits.memory, color="grey", linewidth=0.8, label="memory's limit for c=1, bf16"
+        )
+        if limits.products:
+            most = limits.arithmetic(Shape.parse(shape))
+            panel.axhline(
+                most, color="grey", linewidth=0.8, linestyle=":", label="arithmetic's limit"
+            )
         counts = sorted({count for row in rows for count in row.cells.get(shape, {})})
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")

