@@ -15,6 +15,7 @@ from test_record import some_record
 
 from triton_load import capacity, record
 from triton_load.capacity import Wish
+from triton_load.errors import LoadTestError
 from triton_load.record import Second, Verdict
 from triton_load.search import BLIND, BREAKS, HOLDS, Step
 
@@ -40,6 +41,16 @@ def test_replicas_follow_from_the_rate_or_the_users(wish: Wish, replicas: int | 
 def test_several_replicas_are_tested_together_and_told_for_one() -> None:
     found = capacity.answer(BEST, Wish(tested=4, headroom=0.4))
     assert (found.load, found.rate, found.in_flight, found.target) == (10, 10, 5, 3)
+
+
+def test_a_step_that_dies_is_not_judged_by_the_record_of_an_earlier_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = capacity._parser().parse_args([f"--out={tmp_path}", "--by=users"])
+    monkeypatch.setattr(capacity, "_finished", lambda command: (-9, "Killed"))
+    record.write(some_record(), tmp_path / "01-users-64")
+    with pytest.raises(LoadTestError, match="Killed"):
+        capacity.Runs(options, []).attempt(64)
 
 
 def judged(result: str, *reasons: str, in_flight: int = 9) -> record.Record:
@@ -126,7 +137,7 @@ def test_a_server_that_is_too_slow_for_the_first_load_fails(tmp_path: Path) -> N
     goals.write_text("p95 ttft: 50 ms\n")
     with known_server(ttft_ms=200, gap_ms=1, tokens=2) as server:
         done = run(
-            *(f"--out={tmp_path / 'out'}", "--start=4", "--step-time=3", "--warm-up=0"),
+            *(f"--out={tmp_path / 'out'}", "--start=4", "--step-time=5", "--warm-up=0"),
             *(
                 "--processes=2",
                 "--",

@@ -70,6 +70,22 @@ def test_percentiles_of_merged_workers_are_those_of_all_values() -> None:
         assert merged.quantile(percent) == pytest.approx(ordered[40 * percent - 1], rel=2e-3)
 
 
+@pytest.mark.parametrize(("count", "percent"), [(11, 95), (60, 99), (99, 99), (700, 99.9)])
+def test_no_percentile_leaves_out_more_values_than_it_may(count: int, percent: float) -> None:
+    found = record.Distribution(record.LATENCY)
+    found.add(0.1, count - 1)
+    found.add(9.0)
+    assert found.quantile(percent) == pytest.approx(9.0, rel=2e-3)
+
+
+def test_a_percentile_is_no_higher_than_it_must_be() -> None:
+    found = record.Distribution(record.LATENCY)
+    found.add(0.1, 99)
+    found.add(9.0)
+    assert found.quantile(99) == pytest.approx(0.1, rel=2e-3)
+    assert record.Distribution(record.LATENCY).quantile(99) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -202,6 +202,8 @@ class Runs:
             *("--only-summary", f"--run-time={max(1, round(seconds))}s", f"--out={folder}"),
             *(f"--stop-timeout={options.stop_timeout:g}", *load, *self._words),
         ]
+        # An earlier search's record of this step would stand for one that died.
+        (folder / "run.json").unlink(missing_ok=True)
         code, said = _finished(command)
         if code == EXIT_INPUT or not (folder / "run.json").exists():
             told = [line for line in said.splitlines() if "error:" in line]

@@ -173,7 +173,7 @@ class GrpcClient:
     """ModelInfer over gRPC with Triton's own client: the whole answer at once."""
 
     def __init__(self, target: Target) -> None:
-        """Open a channel; gRPC must have been told of gevent (`prepare_grpc`) before.
+        """Prepare; gRPC must have been told of gevent (`prepare_grpc`) before.
 
         Raises:
             LoadTestError: There is no gRPC address.
@@ -182,10 +182,8 @@ class GrpcClient:
 
         if not target.grpc:
             raise LoadTestError("--client grpc needs --grpc-host HOST:PORT")
-        self._client = triton.InferenceServerClient(
-            url=target.grpc, channel_args=[("grpc.use_local_subchannel_pool", 1)]
-        )
         self._target = target
+        self._kept = self._open() if target.keep_alive else None
         self._outputs = [
             triton.InferRequestedOutput(name)
             for name in target.model.outputs
@@ -193,19 +191,38 @@ class GrpcClient:
         ] or None
         self._headers = {name.lower(): value for name, value in target.headers.items()} or None
 
+    def _open(self) -> Any:
+        import tritonclient.grpc as triton
+
+        # Channels to one address would share a connection.
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        return triton.InferenceServerClient(url=self._target.grpc, channel_args=alone)
+
+    @contextlib.contextmanager
+    def _channel(self) -> Iterator[Any]:
+        """Yield the kept channel, or one that ends with the block."""
+        channel = self._kept or self._open()
+        try:
+            yield channel
+        finally:
+            if channel is not self._kept:
+                channel.close()
+
     def send(self, case: Case, outcome: Outcome) -> None:
         """Send a case and fill in what came of it."""
         import tritonclient.utils as triton
 
         try:
-            answer = self._client.infer(
-                self._target.model.name,
-                grpc_inputs(case),
-                outputs=self._outputs,
-                parameters=dict(case.parameters) or None,
-                headers=self._headers,
-                client_timeout=self._target.timeout,
-            )
+            with self._channel() as channel:
+                answer = channel.infer(
+                    self._target.model.name,
+                    grpc_inputs(case),
+                    outputs=self._outputs,
+                    parameters=dict(case.parameters) or None,
+                    headers=self._headers,
+                    client_timeout=self._target.timeout,
+                )
+                outcome.ended = time.perf_counter()
         except triton.InferenceServerException as error:
             name = (error.status() or "gRPC error").replace("StatusCode.", "gRPC ")
             _end(outcome, (name, _short(str(error.message()))))
@@ -213,17 +230,17 @@ class GrpcClient:
         except Exception as error:
             _end(outcome, _network_error(error))
             return
-        outcome.ended = time.perf_counter()
         outcome.prompt_tokens = self._count(answer, "prompt_tokens")
         outcome.output_tokens = self._count(answer, "completion_tokens")
 
     def ready(self) -> bool:
         """Whether the server says that the model is ready."""
-        return bool(
-            self._client.is_model_ready(
-                self._target.model.name, headers=self._headers, client_timeout=_CHECK_SECONDS
+        with self._channel() as channel:
+            return bool(
+                channel.is_model_ready(
+                    self._target.model.name, headers=self._headers, client_timeout=_CHECK_SECONDS
+                )
             )
-        )
 
     @staticmethod
     def _count(answer: Any, name: str) -> int | None:
@@ -231,8 +248,9 @@ class GrpcClient:
         return None if array is None else int(array.sum())
 
     def close(self) -> None:
-        """Close the channel."""
-        self._client.close()
+        """Close the kept channel."""
+        if self._kept is not None:
+            self._kept.close()
 
 
 def check_grpc(target: Target) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ class Distribution:
 
     def quantile(self, percent: float) -> float:
         """The value that `percent` of all values do not exceed; 0 when there are none."""
-        return float(self.histogram.get_value_at_percentile(percent)) / self._scale
+        # The histogram rounds the rank to the nearest, which leaves out the highest of few values.
+        rank = math.ceil(self.count * percent / 100 - 1e-9)
+        exact = 100 * rank / self.count if self.count else percent
+        return float(self.histogram.get_value_at_percentile(exact)) / self._scale
 
     @property
     def mean(self) -> float:

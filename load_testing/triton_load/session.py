@@ -7,6 +7,7 @@ module decides what is sent when, counts it, watches the generator itself, and j
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import sys
@@ -47,7 +48,7 @@ from triton_load.options import EXAMPLE, Options, read
 from triton_load.schema import Model, from_metadata, read_config
 from triton_load.server import Server, UnreachableError, check_tcp
 
-_SAMPLE_SECONDS, _LAG_SECONDS, _CPU_SECONDS = 1.0, 0.05, 2.0
+_LAG_SECONDS, _CPU_SECONDS = 0.05, 2.0
 _TIMER_SECONDS, _LONG_PAUSE_SECONDS = 0.0012, 0.02  # how late a timer is; when that is mended
 _FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
 _EARLY_SECONDS = 1.0  # a run that ends this much before its time was interrupted
@@ -397,7 +398,7 @@ def _watch_load(session: Session) -> None:
             session.measurements.sample(
                 users=runner.user_count, in_flight=session.in_flight, moment=time.perf_counter()
             )
-        gevent.sleep(_SAMPLE_SECONDS)
+        _until_next_sample()
 
 
 def _watch_lag(session: Session) -> None:
@@ -468,7 +469,12 @@ def _watch_replicas(session: Session) -> None:
         found = replicas.count(session.options.replicas_host)
         if found is not None:
             session.replicas[int(time.time())] = found
-        gevent.sleep(_SAMPLE_SECONDS)
+        _until_next_sample()
+
+def _until_next_sample() -> None:
+    """Sleep to the middle of the next second of the clock, so that each has one sample."""
+    now = time.time()
+    gevent.sleep(math.floor(now) + 1.5 - now)
 
 
 def _report(session: Session) -> dict[str, Any]:
