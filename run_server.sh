@@ -53,9 +53,11 @@ hub_answers() {
     curl --silent --output /dev/null --max-time 8 "$endpoint"
 }
 
-cached() { # REPOSITORY: whether the Hub's own cache holds a snapshot of it
+# Whether a server finds a snapshot without the Hub; a container does not see this machine's cache.
+cached() { # RUNNER, REPOSITORY
     local home=${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}
-    compgen -G "$home/hub/models--${1//\//--}/snapshots/*/*.safetensors" >/dev/null
+    [[ $1 == embedded ]] &&
+        compgen -G "$home/hub/models--${2//\//--}/snapshots/*/*.safetensors" >/dev/null
 }
 
 choose_runner() {
@@ -87,13 +89,13 @@ reason_for_cpu() { # RUNNER
 }
 
 # Prints the models to serve; says on stderr which are left out and why.
-choose_models() { # REASON FOR THE CPU
+choose_models() { # RUNNER, REASON FOR THE CPU
     local model device repository hub=unknown
     for folder in model_repository/*/config.pbtxt; do
         model=$(basename "$(dirname "$folder")")
         device=$(parameter "$model" device)
         repository=$(parameter "$model" repo_id)
-        if [[ $device == cuda && -n $1 ]]; then
+        if [[ $device == cuda && -n $2 ]]; then
             say "leaving out $model: it needs an NVIDIA GPU"
             continue
         fi
@@ -104,9 +106,9 @@ choose_models() { # REASON FOR THE CPU
         if [[ -n $repository && $hub == unknown ]]; then
             if hub_answers; then hub=yes; else hub=no; fi
         fi
-        if [[ -n $repository && $hub == no ]] && ! cached "$repository"; then
-            say "leaving out $model: the Hub cannot be reached and $repository is not on this" \
-                "machine; HF_ENDPOINT=... names a mirror"
+        if [[ -n $repository && $hub == no ]] && ! cached "$1" "$repository"; then
+            say "leaving out $model: the Hub cannot be reached and $repository is not in the" \
+                "cache of the server; HF_ENDPOINT=... names a mirror"
             continue
         fi
         printf '%s\n' "$model"
@@ -214,7 +216,7 @@ main() {
         IFS=', ' read -r -a models <<<"$wanted"
         check_models "$reason" "${models[@]}"
     else
-        mapfile -t models < <(choose_models "$reason")
+        mapfile -t models < <(choose_models "$runner" "$reason")
     fi
     [[ ${#models[@]} -gt 0 ]] || fail "there is no model that this machine can serve"
     "run_$runner" "$port" "$reason" "${models[@]}"

@@ -256,6 +256,20 @@ def test_without_the_hub_its_models_are_left_out(machine: Machine) -> None:
     assert "leaving out smollm2-135m: the Hub cannot be reached" in done.stderr
 
 
+def test_a_container_does_not_see_the_models_of_this_machines_cache(machine: Machine) -> None:
+    cache = machine.folder / ".cache/huggingface/hub"
+    snapshot = cache / "models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/one"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    machine.docker()
+    machine.add("curl", "#!/bin/sh\nexit 7\n")
+
+    assert "leaving out smollm2-135m" in machine.run().stderr
+
+    ((words, _),) = machine.calls("run")
+    assert words[-1] == "--load-model=simulated"
+
+
 def test_a_missing_image_is_built_first_as_documented(machine: Machine) -> None:
     machine.docker(image=False)
     machine.gpu()
