@@ -220,7 +220,13 @@ def keep(source: Path, kept: Path = KEPT) -> None:
 
 def page(kept: Path = KEPT) -> str:
     """Return everything that was kept as Markdown."""
-    lines = ["# How well it scales: the last results", "", "Written by `make scale`.", ""]
+    lines = [
+        "# How well it scales: the last results",
+        "",
+        "Written by `python -m scaling.results` from runs of `scaling.fleet`, all of which "
+        "`make scale` makes.",
+        "",
+    ]
     if (kept / SIGNAL).is_file():
         lines += signal_table(json.loads((kept / SIGNAL).read_text("utf-8")))
     loaded = [json.loads(file.read_text("utf-8")) for file in sorted(kept.glob("*-sync-*.json"))]

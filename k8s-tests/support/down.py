@@ -48,7 +48,14 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = str(place.ROOT / "k8s-tests")
     if named := place.foreign_kubeconfig():
-        return remove_releases(place.foreign(named), options.namespace)
+        code = remove_releases(place.foreign(named), options.namespace)
+        if options.all:
+            print(
+                "make clean: images and caches stay, because KUBECONFIG names a cluster; without "
+                "it they are removed, and the embedded cluster too",
+                file=sys.stderr,
+            )
+        return code
     verb = "reset" if options.all else "down"
     code = subprocess.run([sys.executable, "-m", "cluster", verb], check=False).returncode
     if options.all and code == 0:
