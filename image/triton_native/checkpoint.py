@@ -27,6 +27,9 @@ class Checkpoint(Protocol):
     def look(self, name: str) -> tuple[str, str]:
         """Return dtype and device of a weight, without reading it."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight, without reading it."""
+
     def take(self, name: str) -> torch.Tensor:
         """Return a weight, once."""
 
@@ -67,6 +70,10 @@ class FolderCheckpoint:
         kind = self._of[name].get_slice(name).get_dtype()
         return {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}.get(kind, kind), "cpu"
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight, without reading it."""
+        return tuple(self._of[name].get_slice(name).get_shape())
+
     def take(self, name: str) -> torch.Tensor:
         """Return a weight."""
         tensor: torch.Tensor = self._of[name].get_tensor(name)
@@ -94,6 +101,10 @@ class ModelCheckpoint:
         """Return dtype and device of a weight."""
         weight = self._weights[name]
         return str(weight.dtype).removeprefix("torch."), weight.device.type
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight."""
+        return tuple(self._weights[name].shape)
 
     def take(self, name: str) -> torch.Tensor:
         """Return a weight; the model has only its vectors afterwards."""

@@ -144,6 +144,13 @@ class PagePool:
         self._library.native_copy_page(self.handle, page, new, count)
         return new
 
+    def forget(self) -> None:
+        """Take over no page again that is known by now."""
+        while self._kept:
+            self._forget_oldest()
+        self._known.clear()
+        self._places.clear()
+
     def _forget_oldest(self) -> None:
         page, _ = self._kept.popitem(last=False)
         before, tokens = self._places.pop(page)

@@ -139,13 +139,23 @@ class NativeRunner:
             row.release()
         self._rows = []
 
+    def forget(self) -> None:
+        """Let no later prompt take over what was read of earlier ones."""
+        self._pages.forget()
+
     def check(self) -> None:
-        """Run each kind of step once, which also brings the weights into memory."""
+        """Run each kind of step once, which also brings the weights into memory.
+
+        Raises:
+            ArithmeticError: Its logits are no numbers.
+        """
         sequence = self.begin()
-        self.extend(sequence, [0])
+        highest = [self.extend(sequence, [0]).amax()]
         self.join(sequence)
-        self.step([0])
+        highest.append(self.step([0]).amax())
         self.clear()
+        if not torch.stack(highest).isfinite().all():
+            raise ArithmeticError("the logits of the native step are no numbers")
 
     def _forward(self, chunks: Sequence[tuple[NativeSequence, Sequence[int]]]) -> torch.Tensor:
         tokens = array.array("i", [token for _, part in chunks for token in part])

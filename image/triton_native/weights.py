@@ -55,7 +55,11 @@ def refusal(checkpoint: Checkpoint, *, int8: bool = False) -> str | None:
             return f"it computes in bfloat16, and {name} is {dtype}"
         if device != "cpu":
             return f"{name} is on {device}"
-    return _shape_refusal(config, int8=int8) or _names_refusal(checkpoint)
+    return (
+        _shape_refusal(config, int8=int8)
+        or _names_refusal(checkpoint)
+        or _sizes_refusal(checkpoint)
+    )
 
 
 def _shape_refusal(config: Any, *, int8: bool) -> str | None:
@@ -98,6 +102,29 @@ def _names_refusal(checkpoint: Checkpoint) -> str | None:
     if any(name.endswith(".bias") for name in others):
         return "it has biases beside those of queries, keys and values"
     return f"it does not know its weight {min(others)}" if others else None
+
+
+def _sizes_refusal(checkpoint: Checkpoint) -> str | None:
+    """Return which weight has another shape than the configuration says: C++ takes its word."""
+    config = checkpoint.config
+    hidden, width, between = config.hidden_size, _head_dim(config), config.intermediate_size
+    queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
+    parts = dict(zip(_PARTS, (queries, keys, keys), strict=True))
+    rest = ((hidden, queries), (between, hidden), (between, hidden), (hidden, between))
+    expected: dict[str, tuple[int, ...]] = {
+        **{f"{part}.weight": (outputs, hidden) for part, outputs in parts.items()},
+        **{f"{part}.bias": (outputs,) for part, outputs in parts.items()},
+        **{f"{part}.weight": shape for part, shape in zip(_REST, rest, strict=True)},
+        **{f"{part}.weight": (hidden,) for part in _NORMS},
+        **{f"{part}.weight": (width,) for part in _HEAD_NORMS},
+    }
+    whole = dict.fromkeys((_EMBED, _LM_HEAD), (config.vocab_size, hidden)) | {_NORM: (hidden,)}
+    for name in sorted(checkpoint.names):
+        # model.layers.N.PART
+        wanted = whole.get(name) or expected.get(name.split(".", 3)[-1])
+        if wanted is not None and checkpoint.shape(name) != wanted:
+            return f"{name} has the shape {checkpoint.shape(name)}, and its configuration {wanted}"
+    return None
 
 
 def _head_dim(config: Any) -> int:

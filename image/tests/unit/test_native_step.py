@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,58 @@ def test_what_is_no_number_in_one_row_reaches_no_other_and_no_later_one() -> Non
     assert torch.equal(runner.extend(again, prompt(40)), expected)
 
 
+def test_a_step_for_which_there_is_no_memory_leaves_nothing_half_grown() -> None:
+    script = f"""
+import resource, sys
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+import torch
+import test_native_step as tests
+runner = tests.make_runner(tests.make_model(), slots=1)
+sequence, ids = runner.begin(), tests.prompt(100)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+runner._logits = torch.empty((4, runner._vocabulary))
+sequence.reserve(100)
+resource.setrlimit(resource.RLIMIT_AS, (used, limits[1]))
+try:
+    runner.extend(sequence, ids)
+except MemoryError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+expected = tests.fresh(runner, ids)
+print(torch.equal(runner.extend(sequence, ids)[0], expected))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split("\n")[-3:] == ["no memory for a step", "True", ""], done
+
+
+def test_pages_that_are_forgotten_are_not_taken_over_and_all_come_back() -> None:
+    runner = make_runner(make_model(), slots=2)
+    ids, sequence, kept = prompt(100), runner.begin(), runner.begin()
+    runner.extend(kept, prompt(70, seed=1))
+    runner.extend(sequence, ids)
+    kept.release()
+    assert runner.resume(prompt(70, seed=1))[1] > 0
+    assert runner.resume(ids)[1] > 0
+    runner.forget()
+    assert runner.pages.kept == 0
+    assert runner.resume(ids)[1] == runner.resume(prompt(70, seed=1))[1] == 0
+    runner.extend(sequence, prompt(40, seed=2))  # it goes on as if nothing had been
+    sequence.release()
+    assert runner.pages.used == 0
+    assert runner.pages.kept <= 2  # what it has read since
+
+
+def test_logits_that_are_no_numbers_are_seen_by_the_check() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ArithmeticError, match="no numbers"):
+        make_runner(model).check()
+
+
 def test_threads_sleep_while_nothing_is_asked() -> None:
     runner = make_runner(make_model(), threads=3)
     runner.check()
@@ -391,7 +445,24 @@ def test_from_files_the_step_computes_what_it_computes_from_memory(kind, shard, 
     assert torch.equal(fresh(stored, prompt(70)), expected)
 
 
+def resized(name: str, *shape: int) -> Any:
+    """A model one of whose weights is not what its configuration says."""
+    model = make_model()
+    model.get_parameter(name).data = torch.zeros(shape, dtype=torch.bfloat16)
+    return model
+
+
+WIDTH = SIZES["hidden_size"]
 REFUSED = {
+    "more rows than words": (
+        lambda: resized("model.embed_tokens.weight", VOCABULARY + 16, WIDTH),
+        "model.embed_tokens.weight has the shape",
+    ),
+    "fewer heads": (
+        lambda: resized("model.layers.1.self_attn.k_proj.weight", 16, WIDTH),
+        "model.layers.1.self_attn.k_proj.weight has the shape",
+    ),
+    "a short norm": (lambda: resized("model.norm.weight", WIDTH - 16), "model.norm.weight has"),
     "another family": (lambda: make_other(transformers.GemmaConfig(**SIZES)), "type 'gemma'"),
     "another precision": (lambda: make_model().float(), "is float32"),
     "odd hidden size": (lambda: make_model(hidden_size=104), "hidden_size is 104, no multiple"),

@@ -282,14 +282,16 @@ class Model final : public Step {
 
   void reserve(int rows) {
     if (rows <= capacity_) return;
-    capacity_ = static_cast<int>(round_up(rows, 64));
-    hidden_.make(capacity_, c_.hidden);
-    normed_.make(capacity_, c_.hidden);
-    projected_.make(capacity_, qkv_);
-    attended_.make(capacity_, c_.heads * c_.head_dim);
-    gated_.make(capacity_, c_.intermediate);
+    capacity_ = 0;  // until all have grown: any of them may find no memory
+    const int more = static_cast<int>(round_up(rows, 64));
+    hidden_.make(more, c_.hidden);
+    normed_.make(more, c_.hidden);
+    projected_.make(more, qkv_);
+    attended_.make(more, c_.heads * c_.head_dim);
+    gated_.make(more, c_.intermediate);
     const int widest = std::max({c_.hidden, c_.heads * c_.head_dim, c_.intermediate});
-    if (int8_) bytes_.make(capacity_, widest);
+    if (int8_) bytes_.make(more, widest);
+    capacity_ = more;
   }
 
   // Call body(first, last) for blocks of rows; few rows are not worth a second thread.
