@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,18 +86,29 @@ def read_token() -> str | None:
     """The Hub token: from the file `HF_TOKEN_PATH`, else from `HF_TOKEN`, else None.
 
     Raises:
-        StoreError: `HF_TOKEN_PATH` names a file that cannot be read.
+        StoreError: `HF_TOKEN_PATH` names a file that cannot be read, or what it holds is no token.
     """
     if path := os.environ.get("HF_TOKEN_PATH"):
         try:
-            return Path(path).read_text("utf-8").strip() or None
+            return _one_word(Path(path).read_text("utf-8"), f"the token file {path}")
         except FileNotFoundError:
             pass  # an optional Secret that is not there
         except (OSError, UnicodeDecodeError):
             raise StoreError(
                 f"the token file {path} cannot be read", exit_code=EXIT_ACCESS
             ) from None
-    return os.environ.get("HF_TOKEN", "").strip() or None
+    return _one_word(os.environ.get("HF_TOKEN", ""), "HF_TOKEN")
+
+
+def _one_word(text: str, where: str) -> str | None:
+    """Return a token, None when there is none; other text must not get into a header or a log."""
+    token = text.strip()
+    if not re.fullmatch(r"[!#-&(-~]*", token):
+        raise StoreError(
+            f"{where} holds more than a token: it must be one word without quotes or spaces",
+            exit_code=EXIT_ACCESS,
+        )
+    return token or None
 
 
 def _with_retries(action: Callable[[], _Result]) -> _Result:
@@ -191,7 +203,7 @@ def _translated(
         text = f"{repo_id} is not on this machine and HF_HUB_OFFLINE=1 forbids to download it"
         return StoreError(text, exit_code=EXIT_NOT_FOUND)
     lines = str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__]
-    detail = _plain(lines[0])
+    detail = _plain(lines[0], token)
     if status is not None or _may_pass(error) or of(errors.LocalEntryNotFoundError):
         text = f"the Hub at {endpoint} failed {ATTEMPTS} times for {repo_id}: {detail}"
         return StoreError(text, exit_code=EXIT_HUB)
@@ -210,9 +222,8 @@ def _access_error(repo_id: str, endpoint: str, token: str | None) -> StoreError:
     return StoreError(text, exit_code=EXIT_ACCESS)
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, token: str | None) -> str:
     """One line without a full stop at its end, and never a token."""
-    words = [
-        "hf_***" if word.startswith("hf_") and len(word) > 8 else word for word in text.split()
-    ]
-    return " ".join(words).rstrip(".")
+    if token:
+        text = text.replace(token, "***")
+    return " ".join(re.sub(r"\bhf_\w{6,}", "hf_***", text).split()).rstrip(".")

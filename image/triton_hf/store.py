@@ -2,7 +2,7 @@
 
     DIR/weights/ORG--NAME/COMMIT/            files of one model at one commit
     DIR/repository/G/M/config.pbtxt, 1/model.py
-    DIR/repository/G.ready                   marker, written last
+    DIR/repository/G.ready                   marker, written last; says whose generation it is
 
 Only `sync` writes, one at a time, and everything appears by rename: a server that sees the
 marker sees whole models. Downloads go to DIR/incoming, and a run after a killed one fetches only
@@ -41,7 +41,7 @@ from triton_hf.specification import ModelSpec, read_spec
 
 PROGRESS_SECONDS = 8
 LOCK_SECONDS = 3600
-KEPT_GENERATIONS = 2
+KEPT_GENERATIONS = 3
 _GENERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -123,8 +123,24 @@ def marker_path(store: Path, generation: str) -> Path:
 # Sync.
 
 
-def sync(*, models: list[ModelSpec], store: Path, generation: str, token: str | None) -> None:
+def sync(
+    *,
+    models: list[ModelSpec],
+    store: Path,
+    generation: str,
+    token: str | None,
+    owner: str = "",
+    keep: int = KEPT_GENERATIONS,
+) -> None:
     """Bring the store to hold these models as this generation.
+
+    Args:
+        models: What is wanted.
+        store: Folder of the store.
+        generation: Its name.
+        token: For the Hub.
+        owner: Who uses it. Generations of other owners, and what they need, are left alone.
+        keep: How many generations of this owner stay, the new one among them.
 
     Raises:
         StoreError: Something is missing or full; what was published before is untouched.
@@ -136,24 +152,30 @@ def sync(*, models: list[ModelSpec], store: Path, generation: str, token: str | 
         for part in ("weights", "repository", "incoming"):
             (store / part).mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(store, progress):
-            _sync_locked(models, store, generation, token, progress)
+            commits = _fetch_all(models, store, token, progress)
+            _publish_repository(models, commits, store, generation)
+            marker = {
+                "generation": generation,
+                "owner": owner,
+                "models": commits,
+                "created": int(time.time()),
+            }
+            _write_atomically(marker_path(store, generation), json.dumps(marker))
+            names = ", ".join(spec.name for spec in models)
+            progress.say(f"generation {generation} is ready: {names}")
+            _clean(store, progress, owner=owner, keep=keep)
     except OSError as error:
         raise _disk_error(store, error) from None
 
 
-def _sync_locked(
-    models: list[ModelSpec], store: Path, generation: str, token: str | None, progress: Progress
-) -> None:
-    commits = {
+def _fetch_all(
+    models: list[ModelSpec], store: Path, token: str | None, progress: Progress
+) -> dict[str, str]:
+    return {
         spec.name: _fetch(spec, store, token, progress)
         for spec in models
         if spec.repository is not None
     }
-    _publish_repository(models, commits, store, generation)
-    text = json.dumps({"generation": generation, "models": commits, "created": int(time.time())})
-    _write_atomically(marker_path(store, generation), text)
-    progress.say(f"generation {generation} is ready: {', '.join(spec.name for spec in models)}")
-    _clean(store, progress)
 
 
 def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) -> str:
@@ -209,13 +231,13 @@ def _publish_repository(
     partial.rename(target)
 
 
-def _clean(store: Path, progress: Progress) -> None:
-    """Remove all generations but the newest two, and weights that none of those needs."""
+def _clean(store: Path, progress: Progress, *, owner: str, keep: int) -> None:
+    """Remove an owner's oldest generations, and weights that no generation needs any more."""
     root = store / "repository"
     markers = sorted(root.glob("*.ready"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    kept = {marker.name.removesuffix(".ready") for marker in markers[:KEPT_GENERATIONS]}
-    for marker in markers[KEPT_GENERATIONS:]:
+    for marker in [one for one in markers if _owner(one) in ("", owner)][keep:]:
         marker.unlink()
+    kept = {marker.name.removesuffix(".ready") for marker in root.glob("*.ready")}
     for folder in root.iterdir():
         if folder.is_dir() and folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -230,6 +252,14 @@ def _clean(store: Path, progress: Progress) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     for folder in (store / "incoming").iterdir():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner(marker: Path) -> str:
+    """Whose generation it is; empty where an earlier version wrote it."""
+    try:
+        return str(json.loads(marker.read_text("utf-8")).get("owner", ""))
+    except (ValueError, AttributeError):
+        return ""
 
 
 @contextlib.contextmanager
@@ -307,6 +337,13 @@ def sync_command(arguments: list[str]) -> int:
     parser.add_argument("--spec", required=True, type=Path, help="JSON file with the models")
     parser.add_argument("--store", required=True, type=Path, help="folder of the store")
     parser.add_argument("--generation", required=True, help="name of the generation to write")
+    parser.add_argument("--owner", default="", help="who uses it; those of others are left alone")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=KEPT_GENERATIONS,
+        help=f"generations of this owner that stay (default {KEPT_GENERATIONS})",
+    )
     options = parser.parse_args(arguments)
     try:
         sync(
@@ -314,6 +351,8 @@ def sync_command(arguments: list[str]) -> int:
             store=options.store,
             generation=options.generation,
             token=read_token(),
+            owner=options.owner,
+            keep=max(1, options.keep),
         )
     except StoreError as error:
         write_termination_log(str(error))

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,7 +59,16 @@ class Sync:
         self.folder = folder
         self.termination = folder / "termination-log"
 
-    def start(self, models: dict, generation: str, token: str | None = None) -> subprocess.Popen:
+    def generations(self) -> list[str]:
+        """Those that are whole, and nothing else lies beside them."""
+        root = self.store / "repository"
+        found = sorted(path.name for path in root.iterdir() if path.is_dir())
+        assert sorted(path.stem for path in root.glob("*.ready")) == found
+        return found
+
+    def start(
+        self, models: dict, generation: str, token: str | None = None, words: Sequence[str] = ()
+    ) -> subprocess.Popen:
         spec = self.folder / f"spec-{generation}.json"
         spec.write_text(json.dumps({"models": models}))
         environment = {
@@ -76,13 +85,15 @@ class Sync:
             file.write_text(f"{token}\n")
             environment["HF_TOKEN_PATH"] = str(file)
         command = [sys.executable, "-m", "triton_hf", "sync", "--spec", str(spec)]
-        command += ["--store", str(self.store), "--generation", generation]
+        command += ["--store", str(self.store), "--generation", generation, *words]
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def run(self, models: dict, generation: str, token: str | None = None) -> tuple[int, str]:
-        process = self.start(models, generation, token)
+    def run(
+        self, models: dict, generation: str, token: str | None = None, words: Sequence[str] = ()
+    ) -> tuple[int, str]:
+        process = self.start(models, generation, token, words)
         output = process.communicate(timeout=120)[0]
         assert TOKEN not in output
         assert "Traceback" not in output
@@ -132,6 +143,13 @@ def test_the_gated_model_comes_with_its_token_only(sync: Sync) -> None:
     gated = {"g": {"repository": GATED}}
     sync.fails(gated, EXIT_ACCESS, f"{GATED} is gated and there is no token")
     sync.fails(gated, EXIT_ACCESS, "the Hub does not accept the token", token="hf_wrong_one_12345")
+
+
+@pytest.mark.parametrize("text", [f"HF_TOKEN={TOKEN}\nOTHER=1", f"'{TOKEN}'", f"{TOKEN} # mine"])
+def test_a_token_file_that_holds_more_is_one_sentence_without_it(sync: Sync, text: str) -> None:
+    gated = {"m": {"repository": GATED}}
+    sync.fails(gated, EXIT_ACCESS, "holds more than a token", token=text)
+    assert TOKEN not in sync.termination.read_text()
     assert sync.run(gated, "1", token=TOKEN)[0] == 0
 
 
@@ -208,15 +226,27 @@ def test_two_syncs_at_once_run_one_after_the_other(sync: Sync) -> None:
     assert marker_path(sync.store, "2").exists()
 
 
-def test_the_current_and_the_previous_generation_are_kept(sync: Sync) -> None:
+def test_the_current_and_the_previous_generations_are_kept(sync: Sync) -> None:
     simulated = {"s": {"engine": "simulated"}}
     assert sync.run(OPEN_MODEL, "1")[0] == 0
     assert sync.run(simulated, "2")[0] == 0
-    assert weights_folder(sync.store, OPEN, COMMIT).is_dir()
     assert sync.run(simulated, "3")[0] == 0
-    assert sorted(path.name for path in (sync.store / "repository").iterdir()) == [
-        "2", "2.ready", "3", "3.ready",
-    ]  # fmt: skip
+    assert weights_folder(sync.store, OPEN, COMMIT).is_dir()
+    assert sync.run(simulated, "4", words=["--keep=2"])[0] == 0
+    assert sync.generations() == ["3", "4"]
+    assert not weights_folder(sync.store, OPEN, COMMIT).exists()
+
+
+def test_no_release_removes_what_another_one_serves(sync: Sync) -> None:
+    simulated = {"s": {"engine": "simulated"}}
+    assert sync.run(OPEN_MODEL, "a1", words=["--owner=n/a"])[0] == 0
+    for number in range(4):
+        assert sync.run(simulated, f"b{number}", words=["--owner=n/b", "--keep=2"])[0] == 0
+    assert sync.generations() == ["a1", "b2", "b3"]
+    assert weights_folder(sync.store, OPEN, COMMIT).is_dir()
+    for number in range(2, 4):
+        assert sync.run(simulated, f"a{number}", words=["--owner=n/a", "--keep=2"])[0] == 0
+    assert sync.generations() == ["a2", "a3", "b2", "b3"]
     assert not weights_folder(sync.store, OPEN, COMMIT).exists()
 
 
