@@ -83,6 +83,7 @@ class StreamServer:
 
     def _accept(self) -> None:
         while True:
+            connection = None
             try:
                 connection, _ = self._listener.accept()
                 self._connections.add(connection)
@@ -90,24 +91,31 @@ class StreamServer:
                     target=self._serve, args=(connection,), name="stream-read", daemon=True
                 ).start()
             except (OSError, RuntimeError) as error:
+                if connection is not None:
+                    self._end(connection)
                 if self._stopping.wait(ACCEPT_PAUSE_SECONDS):
                     return
                 # Too many files or threads, for example: the companion tries again, and so do we.
                 log_fault(error)
 
     def _serve(self, connection: socket.socket) -> None:
-        session = _Session(connection, self._service, self._events_per_second)
-        self._sessions.add(session)
         try:
-            for message in wire.read_messages(connection):
-                session.handle(message)
+            session = _Session(connection, self._service, self._events_per_second)
+            self._sessions.add(session)
+            try:
+                for message in wire.read_messages(connection):
+                    session.handle(message)
+            finally:
+                session.close()
+                self._sessions.discard(session)
         except Exception as error:  # the companion sees its connection end, and makes a new one
             log_fault(error)
         finally:
-            session.close()
-            self._sessions.discard(session)
-            self._connections.discard(connection)
-            connection.close()
+            self._end(connection)
+
+    def _end(self, connection: socket.socket) -> None:
+        self._connections.discard(connection)
+        connection.close()
 
 
 class _Session:
@@ -166,10 +174,10 @@ class _Session:
                 self._jobs[number] = job
 
     def _send(self, message: dict[str, Any]) -> None:
-        if wire.is_last(message):
+        self._outbox.put(message)
+        if wire.is_last(message):  # after it was put: who is not busy is closed
             with self._lock:
                 self._jobs.pop(message["id"], None)
-        self._outbox.put(message)
 
     def _send_error(self, number: int, error: TritonHFError) -> None:
         self._outbox.put({"id": number, "error": str(error), "code": error_code(error)})
