@@ -22,6 +22,7 @@ class ChatTokenizer:
         if not getattr(tokenizer, "is_fast", False):
             raise SettingsError("the repository has no fast tokenizer (tokenizer.json)")
         self.tokenizer = tokenizer
+        self.longest_token = max(map(len, tokenizer.get_vocab()))  # characters
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Return the prompt's token ids, up to where the assistant's answer starts.
@@ -56,19 +57,29 @@ class TokenDecoder:
 
     def __init__(self, tokenizer: Any) -> None:
         """Start with no tokens."""
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._shown = ""
+        self._begin()
 
     def push(self, token: int) -> str:
         """Add a token; return the new text, which may be empty."""
         self._ids.append(token)
-        piece = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        try:
+            piece = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        except Exception:  # tokenizers has no kind of its own
+            # Bytes behind a character that was shown have spoilt it: no more text follows from
+            # there, so it goes on behind them.
+            self._begin()
+            self._ids.append(token)
+            piece = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
         self._shown += piece
         return piece
+
+    def _begin(self) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._shown = ""
 
     def flush(self) -> str:
         """Return what is still held back, when no more tokens come.

@@ -294,6 +294,10 @@ class CudaRunner:
             tensor.zero_()
         self._cache.empty_scratch()
 
+    def forget(self) -> None:
+        """Let no later prompt take over what was read of earlier ones."""
+        self._kept.clear()
+
     def check(self) -> None:
         """Record all steps, once, and hold them to the model's own attention, each time.
 

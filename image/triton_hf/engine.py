@@ -123,6 +123,7 @@ class Job:
 
     Attributes:
         first: The job of the request's first row.
+        starved: It has a slot and cannot begin: there is no memory for its keys and values yet.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Job:
         self.completion_tokens = 0
         self.cancelled = threading.Event()
         self.finished = False
+        self.starved = False
         self.assembler = TextAssembler(work.sampling.stop)
 
     def cancel(self) -> None:
@@ -373,7 +375,7 @@ class Engine(abc.ABC):
     def _expire(self) -> None:
         """Refuse the requests that have waited longer than `max_queue_seconds`.
 
-        One whose first row got a slot is begun, and its other rows wait for theirs.
+        One whose first row has begun is begun, and its other rows wait for their slots and memory.
         """
         limit = self.settings.max_queue_seconds
         if not limit:
@@ -382,12 +384,13 @@ class Engine(abc.ABC):
             oldest = time.monotonic() - limit
             late = [
                 job
-                for job in self._waiting
-                if job.submitted < oldest and job.first.admitted is None
+                for job in (*self._waiting, *(job for job in self._running if job.starved))
+                if job.submitted < oldest and (job.first.admitted is None or job.first.starved)
             ]
             when = self._when(len(self._waiting))
         for job in late:
-            text = f"no slot became free within {limit:g} s ('max_queue_seconds'); {when}"
+            what = "memory for its keys and values" if job.starved else "slot"
+            text = f"no {what} became free within {limit:g} s ('max_queue_seconds'); {when}"
             self._refuse(job, OverloadedError(text))
 
     def _test_itself(self) -> None:
@@ -476,7 +479,7 @@ class Engine(abc.ABC):
             self._tell_error(job, error)
 
     def _refuse(self, job: Job, error: OverloadedError) -> None:
-        """End a job that never got a slot."""
+        """End a job that never began."""
         if self._release(job):
             self._metrics.rejected("queue_deadline")
             self._tell_error(job, error)

@@ -118,15 +118,20 @@ class TorchRunner:
         self._kept: Kept[TorchSequence] = Kept()
         self._cache = SlotCache(max_rows=self._slots, device=self.device)
 
+    def forget(self) -> None:
+        """Let no later prompt take over what was read of earlier ones."""
+        self._kept.clear()
+
     def check(self) -> None:
         """Run each kind of step once, which also warms up the kernels.
 
         Raises:
             SettingsError: The model keeps more than keys and values, which rows cannot share.
+            ArithmeticError: Its logits are no numbers.
         """
         sequence = self.begin()
         try:
-            self.extend(sequence, [0])
+            first = self.extend(sequence, [0])
         except Exception as error:
             raise self._refusal(f"{type(error).__name__}: {error}") from error
         kinds = {type(layer) for layer in sequence.layers}
@@ -134,8 +139,10 @@ class TorchRunner:
             names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
             raise self._refusal(f"its cache has layers of the kind {names}")
         self.join(sequence)
-        self.step([0])
+        second = self.step([0])
         self.clear()
+        if not torch.stack([first.amax(), second.amax()]).isfinite().all():
+            raise ArithmeticError("the logits of the model are no numbers")
 
     def _forward(self, ids: Any, mask: Any, positions: Any, cache: Any) -> torch.Tensor:
         extra = {"position_ids": positions} if self._takes_positions else {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from triton_hf.chat import ChatTokenizer, TokenDecoder
 from triton_hf.cpu import apply_cpu_limits, usable_cores
 from triton_hf.engine import Engine, Job
-from triton_hf.errors import EngineError, SettingsError
+from triton_hf.errors import EngineError, RequestError, SettingsError
 from triton_hf.model_files import LOCAL, ModelFiles
 from triton_hf.requests import Conversation, Sampling
 from triton_hf.runtime import log_fault
@@ -36,6 +36,8 @@ IDLE_CHUNKS = 4
 # such a product takes at most three times as long as a step alone.
 MIXED_TOKENS = 24
 MIXED_IDLE_CHUNKS = 10
+# Characters that a token may stand for, in those of the longest one: normalisation takes some away.
+CHARACTERS_OF_TOKENS = 4
 
 
 class TransformersEngine(Engine):
@@ -90,7 +92,10 @@ class TransformersEngine(Engine):
         """Take what a model says beside its weights."""
         self._chat = ChatTokenizer(tokenizer)
         self._eos = _end_tokens(model.generation_config, tokenizer)
-        longest = getattr(model.config, "max_position_embeddings", None)
+        self._most_characters = (
+            CHARACTERS_OF_TOKENS * self.settings.max_prompt_tokens * self._chat.longest_token
+        )
+        longest = _longest(model.config)
         if longest is not None and self.settings.max_total_tokens > longest:
             raise SettingsError(
                 f"parameter 'max_total_tokens' is {self.settings.max_total_tokens}, but "
@@ -111,10 +116,18 @@ class TransformersEngine(Engine):
         self._choose = sampler.choose
         self._reading: list[_Row] = []  # prompts that are not read to their end
         self._rows: list[_Row] = []  # in the order of the runner's rows
+        self._forgets = False  # what was read of earlier prompts, once the rows at fault are gone
         # Tokens that the host has not read, oldest first, and the rows that they are for.
         self._pending: collections.deque[tuple[Pending, list[_Row]]] = collections.deque()
 
     def _tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...], int]:
+        # Tokenizing takes a second for each megabyte, in a thread that all requests share.
+        characters = sum(len(turn.content) for turn in conversation)
+        if characters > self._most_characters:
+            raise RequestError(
+                f"the prompt has {characters} characters; "
+                f"this model takes at most {self.settings.max_prompt_tokens} tokens"
+            )
         ids = tuple(self._chat.encode(conversation))
         return ids, len(ids)
 
@@ -124,13 +137,21 @@ class TransformersEngine(Engine):
         for job in admitted:
             self._begin(job)
         with torch.inference_mode():
-            if self._mixes and self._reading and self._advance_together():
-                return
-            self._read_prompts()
-            if self._ahead:
-                self._step_ahead()
-            else:
-                self._step()
+            self._compute()
+            if self._forgets:
+                self._drop_finished()
+                self._runner.forget()
+                self._forgets = False
+
+    def _compute(self) -> None:
+        """Read chunks of prompts and make a step."""
+        if self._mixes and self._reading and self._advance_together():
+            return
+        self._read_prompts()
+        if self._ahead:
+            self._step_ahead()
+        else:
+            self._step()
 
     def _step_ahead(self) -> None:
         """Start the next step, then pass on the tokens of those before it while it runs."""
@@ -263,6 +284,7 @@ class TransformersEngine(Engine):
             return True
         work = row.job.work
         resumed = self._runner.resume(work.token_ids, work.prompt_tokens + work.max_tokens)
+        row.job.starved = resumed is None
         if resumed is None:
             return False
         row.sequence, row.read = resumed
@@ -324,7 +346,11 @@ class TransformersEngine(Engine):
     def _pass_on(self, row: _Row, token: int | None) -> None:
         job = row.job
         if token is None:
-            self._fail(job, EngineError("the model's output for this request is not a number"))
+            # What was read of its prompt may be no numbers either, and would fail whom it is given.
+            self._forgets = True
+            error = EngineError("the model's output for this request is not a number")
+            self._note_fault(error)
+            self._fail(job, error)
             return
         row.token = token
         if self._ends(token, job.work.sampling):
@@ -435,6 +461,22 @@ def load_model(folder: Path, settings: ModelSettings) -> Any:
 def _unusable(settings: ModelSettings, error: Exception) -> SettingsError:
     first = str(error).strip().splitlines()[0]
     return SettingsError(f"{settings.repo_id} cannot be loaded: {first}")
+
+
+def _longest(config: Any) -> int | None:
+    """Return how many positions a model handles, all with the same angles.
+
+    `longrope` has other angles for all tokens once one is beyond the original length, so keys that
+    were kept, and those of other rows, would no longer fit.
+    """
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
+    if any(kind.get("rope_type") == "longrope" for kind in kinds):
+        stated = [kind.get("original_max_position_embeddings") for kind in kinds]
+        stated.append(getattr(config, "original_max_position_embeddings", None))
+        longest = min((length for length in (*stated, longest) if length), default=None)
+    return longest
 
 
 def _end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:

@@ -6,8 +6,10 @@ what a CUDA graph does. A step that looks at a value on the host cannot be trace
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from triton_testing import eventually
 from triton_hf import cuda_runner, memory, paged_attention, runners
 from triton_hf.cuda_runner import CudaRunner, UnavailableError, make_cuda_runner
 from triton_hf.engine import Event, Job
-from triton_hf.errors import EngineError
+from triton_hf.errors import EngineError, OverloadedError
 from triton_hf.graphs import Recorder, Step, eager
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
@@ -768,6 +770,37 @@ def test_a_request_waits_for_pages_and_is_answered_when_others_have_left(make, m
     assert found == expected
     assert max(most) == 2  # three pages each, and there are eight
     eventually(bench.is_empty)
+
+
+def test_who_waits_too_long_for_pages_is_refused_with_the_reason(make, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "plan_pages", lambda **_: POSITIONS // PAGE)
+    bench = make(slots=4)
+    step = threading.Event()
+    launch = bench.runner.launch
+    monkeypatch.setattr(bench.runner, "launch", lambda rows: (step.wait(0.01), launch(rows))[1])
+    bench.engine.settings = dataclasses.replace(bench.engine.settings, max_queue_seconds=0.2)
+    holds = bench.ask(20, max_tokens=100)
+    holds.first()
+    waits = bench.ask(20, seed=1, max_tokens=100)
+    error = waits.last().error
+    assert isinstance(error, OverloadedError)
+    assert "no memory for its keys and values became free within 0.2 s" in str(error)
+    step.set()
+    holds.text()
+    eventually(bench.is_empty)
+
+
+def test_a_prompt_that_was_no_number_once_is_not_handed_on(make, monkeypatch) -> None:
+    bench = make(slots=2)
+    forward = bench.runner._forward
+
+    def poisoned(*words: Any) -> torch.Tensor:
+        return forward(*words).fill_(float("nan"))
+
+    monkeypatch.setattr(bench.runner, "_forward", poisoned)
+    assert "not a number" in str(bench.ask(40, max_tokens=5).last().error)
+    eventually(bench.is_empty)
+    assert bench.runner.kept_pages == 0
 
 
 def test_what_is_not_a_number_fails_its_request_only(make, monkeypatch) -> None:

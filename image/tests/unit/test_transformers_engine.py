@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import os
 import queue
@@ -21,9 +23,10 @@ from triton_native.runner import NativeRunner
 from triton_testing import eventually
 
 from triton_hf import transformers_engine
+from triton_hf.chat import TokenDecoder
 from triton_hf.embedded import cache_root
 from triton_hf.engine import Event, Job
-from triton_hf.errors import EngineError, EngineStoppedError, SettingsError
+from triton_hf.errors import EngineError, EngineStoppedError, RequestError, SettingsError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.packed_linear import Int8Linear
@@ -438,6 +441,19 @@ def test_an_answer_that_ends_inside_a_character_ends_before_it(
     assert (events[-1].finish_reason, events[-1].completion_tokens) == (reason, len(script))
 
 
+def test_bytes_that_spoil_a_character_that_was_shown_cost_no_answer() -> None:
+    """Decoders that fall back to bytes turn all bytes in a row into U+FFFD when one is wrong."""
+    words = ["<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), "▁a"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    decoder = TokenDecoder(transformers.PreTrainedTokenizerFast(tokenizer_object=backend))
+    shown = [decoder.push(vocabulary[word]) for word in ("<0xC3>", "<0xA9>", "<0x9F>", "▁a", "▁a")]
+    assert "".join(shown).replace("\ufffd", "") == "é a a"
+
+
 def test_bytes_that_are_no_text_fail_nobody(make) -> None:
     bench = make(tokenizer=byte_tokenizer())
     # A random model makes random bytes.
@@ -497,6 +513,47 @@ def test_a_request_whose_numbers_overflow_fails_alone_and_leaves_nothing_behind(
     again = bench.ask(prompt(3), max_tokens=20)
     assert again.text() == bench.reference(prompt(3), max_tokens=20)
     assert good.text() == bench.reference(prompt(60), max_tokens=300)
+
+
+@pytest.mark.parametrize("family", ["llama", NATIVE])
+def test_a_prompt_that_was_no_number_once_is_not_handed_on(make, family) -> None:
+    if family == NATIVE:
+        need_native_step()
+    bench = make(family, slots=2, dtype="bfloat16" if family == NATIVE else "float32")
+    runner = bench.engine._runner
+    name = "_forward"
+    forward = getattr(runner, name)
+
+    def poisoned(*words: Any) -> Any:
+        logits = forward(*words)
+        chunks = words[-1]
+        if family == NATIVE:
+            for sequence, _ in chunks:
+                for page in sequence._pages:
+                    ctypes.memset(page, 0xFF, runner.pages.page_bytes)
+        else:
+            for layer in chunks.layers:
+                layer.values.fill_(float("nan"))
+        return logits.clone().fill_(float("nan"))
+
+    setattr(runner, name, poisoned)
+    text = prompt(100)
+    assert "not a number" in str(bench.ask(text, max_tokens=5).all()[-1].error)
+    setattr(runner, name, forward)
+    eventually(bench.is_empty)
+    assert bench.answer(text, max_tokens=5) == bench.answer(text, max_tokens=5)
+
+
+def test_a_model_whose_numbers_are_gone_ends_the_engine(make) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    bench = make(deaths=deaths)
+    model = bench.engine._runner._model
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    while deaths.empty():
+        with contextlib.suppress(EngineStoppedError):
+            assert bench.ask(prompt(20), max_tokens=5).all()[-1].error is not None
+    assert "not a number" in deaths.get(timeout=TIMEOUT)
 
 
 def test_after_a_step_that_failed_the_engine_answers_again(make, monkeypatch) -> None:
@@ -820,6 +877,29 @@ def test_weights_in_int8_are_the_native_steps_where_it_fits_and_torchs_elsewhere
         assert "the native step computes, AVX512-VNNI, int8" in capsys.readouterr().err
     else:
         assert "this CPU has no AVX512-VNNI" in capsys.readouterr().err
+
+
+def test_a_model_whose_angles_change_with_the_length_is_served_up_to_there() -> None:
+    factors = [1.0] * 4
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 8.0}
+    rope |= {"short_factor": factors, "long_factor": [2.0] * 4}
+    config = transformers.Phi3Config(
+        **SIZES,
+        num_key_value_heads=2,
+        original_max_position_embeddings=128,
+        rope_parameters=rope,
+    )
+    assert transformers_engine._longest(config) == 128
+    assert transformers_engine._longest(FAMILIES["phi3"]()) == SIZES["max_position_embeddings"]
+    nested = transformers.Gemma3TextConfig(**GROUPED, query_pre_attn_scalar=8)
+    assert transformers_engine._longest(nested) == SIZES["max_position_embeddings"]
+
+
+def test_a_prompt_of_far_too_much_text_is_refused_before_it_is_tokenized(make) -> None:
+    bench = make()
+    bench.engine._chat.tokenizer = None  # nobody asks it
+    with pytest.raises(RequestError, match=r"has 20000 characters; .* at most 600 tokens"):
+        bench.ask("t1 a" * 5000)
 
 
 def test_a_model_that_keeps_another_state_is_refused_with_its_name() -> None:
