@@ -133,7 +133,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "killed too early": (
         {"run": {"durationSeconds": 7200}},
-        "jobs.deadlineSeconds (7200) ends the Jobs before the run can end (7620 s",
+        "jobs.deadlineSeconds (7200) ends the Jobs before the run can end (7680 s",
+    ),
+    "a page that would be killed": (
+        {"webUI": {"enabled": True, "lingerSeconds": 7200}},
+        "with waiting, stopping and lingering): raise it",
     ),
     "search without an aim": (
         {"capacity": {"enabled": True}},

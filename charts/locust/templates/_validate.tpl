@@ -51,10 +51,13 @@ at once. Fails the render, or gives nothing.
 {{- end -}}
 {{- end -}}
 {{- $life := add (int .Values.run.durationSeconds) (int .Values.run.stopSeconds)
-    (int .Values.master.waitForWorkersSeconds) -}}
+    (int .Values.master.waitForWorkersSeconds) (int .Values.target.waitSeconds) -}}
+{{- if .Values.webUI.enabled -}}
+{{- $life = add $life (int .Values.webUI.lingerSeconds) -}}
+{{- end -}}
 {{- if and (gt $life (int .Values.jobs.deadlineSeconds)) (not .Values.capacity.enabled) -}}
 {{- $faults = append $faults (print "jobs.deadlineSeconds (" (int .Values.jobs.deadlineSeconds)
-    ") ends the Jobs before the run can end (" $life " s with waiting and stopping): raise it.") -}}
+    ") ends the Jobs before the run can end (" $life " s with waiting, stopping and lingering): raise it.") -}}
 {{- end -}}
 {{- $faults | toJson -}}
 {{- end -}}
