@@ -8,7 +8,7 @@ from dashboards.parts import RELEASE, WIDTH, Page, mean, rate
 
 _THIRD = WIDTH // 3
 # dcgm-exporter names the pod that holds the GPU; scrape it with honorLabels, as its chart does.
-_DCGM = 'namespace="$namespace", pod=~"$release.*"'
+_DCGM = 'namespace="$namespace", pod=~"$deployment-.*"'
 _MEBIBYTE = 1 << 20
 
 
@@ -19,6 +19,7 @@ def dashboard() -> Dashboard:
         title="Triton / GPU",
         description="GPUs and CPUs of one release: from Triton itself, and from dcgm-exporter.",
     )
+    page.deployments()
     _triton(page)
     _dcgm(page)
     _host(page)

@@ -19,7 +19,7 @@ from dashboards.parts import (
 )
 
 # What the alert counts: a wrong request is its client's fault.
-_REFUSED = ENGINE + ', reason="queue_full"'
+_REFUSED = ENGINE + ', reason=~"queue_.*"'
 _FAILED = (
     f"{per_second('triton_hf_requests_failed_total')}"
     f" + {per_second('triton_hf_requests_rejected_total', labels=_REFUSED)}"

@@ -122,12 +122,16 @@ class Page:
         )
 
     def deployments(self) -> None:
-        """Add the variable `deployment`, because kube-state-metrics knows no releases."""
+        """Add the variable `deployment`, because kube-state-metrics and DCGM know no releases.
+
+        It is the name of a pod of the release without the parts of ReplicaSet and pod.
+        """
         self.variable(
             "deployment",
             "Deployment",
-            "label_values(kube_deployment_spec_replicas"
-            '{namespace="$namespace", deployment=~"$release.*"}, deployment)',
+            "label_values(nv_inference_request_success"
+            '{namespace="$namespace", release="$release"}, pod)',
+            regex="/^(.+)-[0-9a-z]+-[0-9a-z]{5}$/",
         )
 
     def row(self, title: str) -> None:

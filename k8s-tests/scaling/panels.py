@@ -169,7 +169,8 @@ def choose(
         selector = fill(variable.selector, values)
         found = prometheus.label_values(variable.label, selector)
         if variable.regex:
-            found = [value for value in found if re.search(variable.regex, value)]
+            matches = [re.search(variable.regex, value) for value in found]
+            found = sorted({match[match.lastindex or 0] for match in matches if match})
         if not found:
             raise NoValuesError(f"no series matches {selector}, so ${variable.name} has no value")
         values[variable.name] = variable.all_value or found[0]

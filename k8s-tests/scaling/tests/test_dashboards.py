@@ -12,6 +12,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard as Model
 from scaling import metrics, panels, promql
 from scaling.panels import FOLDER, Dashboard, Panel, Query
 
+from support import place
+
 DASHBOARDS = panels.load_all()
 PANELS = [panel for dashboard in DASHBOARDS for panel in dashboard.panels]
 QUERIES = list(panels.queries(DASHBOARDS))
@@ -98,6 +100,24 @@ def test_models_are_a_variable_without_the_streaming_companions(name: str) -> No
     assert variable.all_value == ".+"
     assert re.search(variable.regex, "llama3-8b")
     assert not re.search(variable.regex, "llama3-8b_stream")
+
+
+@pytest.mark.parametrize("name", ["overview", "gpu"])
+def test_a_deployment_is_told_by_the_pods_of_the_release_whatever_its_name(name: str) -> None:
+    (dashboard,) = [d for d in DASHBOARDS if d.name == name]
+    (variable,) = [v for v in dashboard.variables if v.name == "deployment"]
+    assert variable.label == "pod"
+    assert 'release="$release"' in variable.selector
+    match = re.search(variable.regex, "every-thing-9-6d8f9c7b5d-x2x4z")
+    assert match is not None
+    assert match[1] == "every-thing-9"
+
+
+def test_errors_are_those_that_the_alert_counts() -> None:
+    rules = (place.ROOT / "charts/triton/files/rules/recording.yaml").read_text("utf-8")
+    panels = (FOLDER / "overview.json").read_text("utf-8").replace('\\"', '"')
+    found = [set(re.findall(r'reason=~?"([^"]+)"', text)) for text in (rules, panels)]
+    assert found == [{"queue_.*"}] * 2
 
 
 @every_panel
