@@ -36,6 +36,23 @@ def test_exactly_one_scaler_is_rendered(scaler: str, kind: str, other: str) -> N
     assert target["name"] == manifest.one("Deployment")["metadata"]["name"]
 
 
+def test_keda_may_take_over_the_hpa_of_the_chart() -> None:
+    """Its webhook refuses a second HPA of a Deployment, and takes over one of the same name."""
+    hpa = scaled("hpa").one("HorizontalPodAutoscaler")
+    found = scaled("keda").one("ScaledObject")
+    key = "scaledobject.keda.sh/transfer-hpa-ownership"
+    assert found["metadata"]["annotations"] == {key: "true"}
+    own = found["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["name"]
+    assert own == hpa["metadata"]["name"]
+
+
+@pytest.mark.parametrize(("scaler", "kind"), [("hpa", "ConfigMap"), ("keda", "ScaledObject")])
+def test_a_query_may_have_several_lines(scaler: str, kind: str) -> None:
+    query = "sum by (<<.GroupBy>>)\n  (a{<<.LabelMatchers>>})\n"
+    found = scaled(scaler, signal="custom", custom={"series": "a", "query": query})
+    assert any("  (a{" in str(each) for each in found.all(kind))
+
+
 def test_nothing_scales_by_default() -> None:
     kinds = {found["kind"] for found in render().objects}
     assert not kinds & {"ScaledObject", "HorizontalPodAutoscaler", "ConfigMap"}

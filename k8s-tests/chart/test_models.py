@@ -82,6 +82,15 @@ def test_a_generation_changes_with_models_and_image_only(changed: Object, new: b
     assert (generations(render()) != generations(render(changed))) is new
 
 
+def test_releases_that_share_a_claim_have_generations_of_their_own() -> None:
+    one, other, elsewhere = render(), render(release="other"), render(namespace="elsewhere")
+    assert not generations(one) & generations(other)
+    assert not generations(one) & generations(elsewhere)
+    words = job_pod(one)["containers"][0]["args"]
+    assert "--owner=models/rel-triton" in words
+    assert "--keep=3" in words
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -114,6 +123,30 @@ def test_an_upgrade_downloads_before_any_server_is_touched() -> None:
     annotations = render(upgrade=True).one("Job")["metadata"]["annotations"]
     assert annotations["helm.sh/hook"] == "pre-upgrade,pre-rollback"
     assert annotations["helm.sh/hook-output-log-policy"] == "hook-failed"
+
+
+def test_each_upgrade_removes_the_job_that_an_earlier_one_left() -> None:
+    changed = {"modelSync": {"attempt": 2}}
+    jobs = [render(upgrade=True).one("Job"), render(changed, upgrade=True).one("Job")]
+    assert {job["metadata"]["name"] for job in jobs} == {"rel-triton-sync-upgrade"}
+    policy = jobs[0]["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+    assert "before-hook-creation" in policy.split(",")
+
+
+def test_on_one_node_the_hook_follows_servers_and_waits_for_none_that_have_no_node() -> None:
+    """A pod that its own affinity selects passes where no other pod matches."""
+    manifest = render({"replicas": 1}, upgrade=True)
+    pod = job_pod(manifest)
+    (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    selector = term["labelSelector"]
+    labels = manifest.one("Job")["spec"]["template"]["metadata"]["labels"]
+    (expression,) = selector["matchExpressions"]
+    assert expression["operator"] == "In"
+    assert {labels[expression["key"]], "server"} == set(expression["values"])
+    assert selector["matchLabels"].items() <= labels.items()
+    server = manifest.one("Deployment")["spec"]["template"]
+    assert selector["matchLabels"].items() <= server["metadata"]["labels"].items()
+    assert pod["nodeSelector"] == server["spec"]["nodeSelector"]
 
 
 def test_the_hook_can_be_switched_off() -> None:

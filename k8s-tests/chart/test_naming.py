@@ -44,6 +44,8 @@ def selectors(manifest: Manifest) -> list[dict[str, str]]:
     found = []
     for item in own(manifest):
         spec = item.get("spec", {})
+        if "helm.sh/hook" in item["metadata"].get("annotations", {}):
+            continue  # made anew by each upgrade
         if item["kind"] == "Service":
             found.append(spec["selector"])
         elif item["kind"] == "NetworkPolicy":

@@ -228,6 +228,23 @@ def test_the_port_of_the_endpoint_is_open(endpoint: str, port: int) -> None:
     assert egress_ports(policy) == {53, port}
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])
+def test_the_port_of_a_proxy_is_open(name: str) -> None:
+    values = {"modelSync": {"extraEnv": {name: "proxy.example.com:3128", "NO_PROXY": "a:1"}}}
+    policy = render(values).one("NetworkPolicy", "rel-triton-sync")
+    assert egress_ports(policy) == {53, 443, 3128}
+
+
+def test_an_upgrade_opens_what_its_download_needs_before_it() -> None:
+    manifest = render({"huggingface": {"endpoint": "http://hub.local:8080"}}, upgrade=True)
+    early = manifest.one("NetworkPolicy", "rel-triton-sync-upgrade")
+    assert early["spec"] == manifest.one("NetworkPolicy", "rel-triton-sync")["spec"]
+    annotations = early["metadata"]["annotations"]
+    assert annotations["helm.sh/hook"] == "pre-upgrade,pre-rollback"
+    assert int(annotations["helm.sh/hook-weight"]) < 0
+    assert len(render().all("NetworkPolicy")) == 2
+
+
 def test_metrics_are_open_to_monitoring_only() -> None:
     policy = render().one("NetworkPolicy", "rel-triton")["spec"]
     rules = [

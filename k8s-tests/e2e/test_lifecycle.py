@@ -90,6 +90,27 @@ def test_an_upgrade_adds_a_model_and_the_old_one_answers_on(
     assert entrance.infer("beta", "hello", max_tokens=1)["completion_tokens"] == 1
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"replicas": 0},
+        {"replicas": 1, "resources": {"requests": {"cpu": "9000"}, "limits": {"memory": "1Gi"}}},
+    ],
+    ids=["no server", "a server that fits no node"],
+)
+def test_a_store_for_one_node_can_be_upgraded_while_no_server_runs(
+    here: place.Place, make_release: MakeRelease, before: dict[str, Any]
+) -> None:
+    release = make_release()
+    chosen = values(here, f"{release.namespace}.test") | {"replicas": 1}
+    store = {"storageClass": None, "accessModes": ["ReadWriteOnce"]}
+    chosen["modelStore"] = chosen["modelStore"] | store
+    release.apply(chosen | before, wait=False)
+    release.apply(chosen)
+    entrance = install.door(here, release)
+    assert entrance.infer("simulated", "hello", max_tokens=1)["completion_tokens"] == 1
+
+
 def test_a_broken_model_never_becomes_ready_says_why_and_old_pods_serve_on(
     here: place.Place, make_release: MakeRelease
 ) -> None:

@@ -33,7 +33,7 @@ and labels to group by, which the adapter and KEDA fill in their own way, so bot
 {{- print $by " (rate(triton_hf_queue_seconds_sum" $rate ")) / ("
     $by " (rate(triton_hf_queue_seconds_count" $rate ")) > 0) or (" $inflight " == 0)" -}}
 {{- else -}}
-{{- $scaling.custom.query | default ""
+{{- $scaling.custom.query | default "" | trim | replace "\n" " "
     | replace "<<.LabelMatchers>>" (index . 1)
     | replace "<<.GroupBy>>" (index . 2) -}}
 {{- end -}}

@@ -19,9 +19,18 @@
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
-{{/* Generation of the model repository: changes with the models and with the image that writes it. */}}
+{{/*
+Generation of the model repository: changes with the models and with the image that writes it. Each
+release has its own, so that none removes what another serves from a shared claim.
+*/}}
 {{- define "triton.models.generation" -}}
-{{- printf "%s %s" (include "triton.models.spec" .) (include "triton.image" .) | sha256sum | trunc 12 -}}
+{{- printf "%s %s %s" (include "triton.models.spec" .) (include "triton.image" .)
+    (include "triton.models.owner" .) | sha256sum | trunc 12 -}}
+{{- end -}}
+
+{{/* Whose generations these are, in a store that several releases may share. */}}
+{{- define "triton.models.owner" -}}
+{{- printf "%s/%s" .Release.Namespace (include "triton.fullname" .) -}}
 {{- end -}}
 
 {{/*
@@ -48,11 +57,14 @@ Exact paths, because regular expressions differ between controllers and a prefix
 {{- if not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes)) }}true{{ end -}}
 {{- end -}}
 
-{{/* Name of the model-sync Job: a Job cannot be changed, so a changed one gets a name of its own. */}}
+{{/*
+Name of the model-sync Job. A Job cannot be changed, so a changed one gets a name of its own; that of
+an upgrade has always the same, so that each upgrade removes what an earlier one left.
+*/}}
 {{- define "triton.modelSync.name" -}}
-{{- $hook := include "triton.modelSync.isHook?" . | default "false" -}}
-{{- $hash := printf "%s %s" $hook (include "triton.modelSync.spec" .) | sha256sum | trunc 8 -}}
-{{- printf "%s-sync-%s" (include "triton.fullname" .) $hash -}}
+{{- $hash := include "triton.modelSync.spec" . | sha256sum | trunc 8 -}}
+{{- printf "%s-sync-%s" (include "triton.fullname" .)
+    (eq (include "triton.modelSync.isHook?" .) "true" | ternary "upgrade" $hash) -}}
 {{- end -}}
 
 {{/*

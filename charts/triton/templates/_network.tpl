@@ -30,12 +30,21 @@
 {{- end }}
 {{- end -}}
 
-{{/* TCP ports of the Hub as a JSON list: those of the values, and that of the endpoint. */}}
+{{/*
+TCP ports of the Hub as a JSON list: those of the values, of the endpoint, and of the proxies that
+model-sync is told in its environment.
+*/}}
 {{- define "triton.networkPolicy.hubPorts" -}}
 {{- $ports := list -}}
 {{- range .Values.networkPolicy.hub.ports }}{{ $ports = append $ports (int .) }}{{ end -}}
-{{- with .Values.huggingface.endpoint -}}
-{{- $url := urlParse . -}}
+{{- $urls := list .Values.huggingface.endpoint -}}
+{{- range $name, $value := .Values.modelSync.extraEnv -}}
+{{- if and (has (upper $name) (list "HTTP_PROXY" "HTTPS_PROXY" "ALL_PROXY")) (kindIs "string" $value) -}}
+{{- $urls = append $urls $value -}}
+{{- end -}}
+{{- end -}}
+{{- range compact $urls -}}
+{{- $url := urlParse (contains "://" . | ternary . (print "http://" .)) -}}
 {{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
 {{- if not $port }}{{ $port = eq $url.scheme "http" | ternary "80" "443" }}{{ end -}}
 {{- $ports = append $ports (int $port) -}}

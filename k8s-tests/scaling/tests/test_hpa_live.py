@@ -63,6 +63,46 @@ def wants(made: Release, pods: int) -> None:
     assert deployment["status"].get("readyReplicas", 0) == pods, deployment["status"]
 
 
+@pytest.mark.slow
+def test_a_fleet_keeps_its_servers_when_it_gets_an_autoscaler_and_another_one(
+    here: place.Place, namespace: str
+) -> None:
+    """As the chart's README says how, with Helm 4."""
+    skip_without(here, "apiservice", "v1beta2.custom.metrics.k8s.io", addon="monitoring")
+    skip_without(here, "apiservice", "v1beta1.external.metrics.k8s.io", addon="keda")
+    made = Release(place=here, namespace=namespace, name="scaled")
+
+    def chosen(scaler: str) -> dict[str, Any]:
+        return release.values(here, f"{namespace}.test", scaler=scaler, settle=None)
+
+    def kubectl(*words: str) -> str:
+        return helm.run(here, "kubectl", "-n", namespace, *words)
+
+    def servers() -> set[str]:
+        (deployment,) = helm.get(here, namespace, "deployment")["items"]
+        assert deployment["spec"]["replicas"] == 2
+        return {pod["metadata"]["name"] for pod in made.pods()}
+
+    none = {**chosen("hpa"), "autoscaling": {"enabled": False}}
+    made.apply(none | {"replicas": 3})
+    kubectl("scale", "deployment/scaled-triton", "--replicas=2")
+    wait.until(lambda: len(servers()) == 2, seconds=60)
+    fleet = servers()
+    made.apply(chosen("hpa"))
+    release.teach_adapter(made)
+    release.wait_for_metric(made)
+    assert servers() == fleet
+    made.apply(chosen("keda"))
+    release.wait_for_metric(made)
+    assert servers() == fleet
+    kubectl("delete", "scaledobject", "scaled-triton")
+    wait.until(lambda: not helm.get(here, namespace, "hpa")["items"], seconds=60)
+    assert servers() == fleet
+    made.apply(chosen("hpa"))
+    release.wait_for_metric(made)
+    assert servers() == fleet
+
+
 def test_kubectl_get_hpa_shows_a_number(scaled: Release) -> None:
     """An autoscaler without its metric shows <unknown>."""
 
