@@ -471,6 +471,7 @@ def _watch_replicas(session: Session) -> None:
             session.replicas[int(time.time())] = found
         _until_next_sample()
 
+
 def _until_next_sample() -> None:
     """Sleep to the middle of the next second of the clock, so that each has one sample."""
     now = time.time()
