@@ -172,6 +172,12 @@ class CudaRunner:
         return "flash attention" if why is None else f"gathered pages because {why}"
 
     @property
+    def usage(self) -> float:
+        """Share of the pages that sequences have; those that are kept can be had."""
+        cache = self._cache
+        return (cache.pages - cache.free - self.kept_pages) / cache.pages
+
+    @property
     def kept_pages(self) -> int:
         """Pages that are kept for later prompts while nobody needs them."""
         return sum(len(sequence.pages) for sequence in self._kept)

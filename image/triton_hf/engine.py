@@ -518,13 +518,17 @@ class Engine(abc.ABC):
             self._fail(job, error)
 
     def _state(self) -> EngineState:
-        used = sum(job.work.prompt_tokens + job.completion_tokens for job in self._running)
         return EngineState(
             running=len(self._running),
             waiting=len(self._waiting),
             slots=self.settings.slots,
-            kv_usage=used / (self.settings.slots * self.settings.max_total_tokens),
+            kv_usage=self._kv_usage(),
         )
+
+    def _kv_usage(self) -> float:
+        """Return the share of the memory for keys and values that running requests have."""
+        used = sum(job.work.prompt_tokens + job.completion_tokens for job in self._running)
+        return used / (self.settings.slots * self.settings.max_total_tokens)
 
     def _publish(self) -> None:
         state = self._state()

@@ -120,6 +120,11 @@ class TransformersEngine(Engine):
         # Tokens that the host has not read, oldest first, and the rows that they are for.
         self._pending: collections.deque[tuple[Pending, list[_Row]]] = collections.deque()
 
+    def _kv_usage(self) -> float:
+        """Count what requests wait for: pages, where a runner sets them aside."""
+        usage: float | None = getattr(self._runner, "usage", None)
+        return super()._kv_usage() if usage is None else usage
+
     def _tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...], int]:
         # Tokenizing takes a second for each megabyte, in a thread that all requests share.
         characters = sum(len(turn.content) for turn in conversation)

@@ -772,6 +772,19 @@ def test_a_request_waits_for_pages_and_is_answered_when_others_have_left(make, m
     eventually(bench.is_empty)
 
 
+def test_the_use_of_memory_is_that_of_pages(make, monkeypatch) -> None:
+    bench = make(slots=2)
+    cache = bench.runner.cache
+    bench.ask(40, max_tokens=5).text()
+    eventually(lambda: bench.engine.state().kv_usage == 0)  # its prompt is kept
+    assert bench.runner.kept_pages > 0
+    asked = bench.ask(20, seed=1, max_tokens=100)
+    asked.first()
+    assert bench.engine.state().kv_usage == cache.pages_for(120) / cache.pages
+    asked.text()
+    eventually(lambda: bench.engine.state().kv_usage == 0)
+
+
 def test_who_waits_too_long_for_pages_is_refused_with_the_reason(make, monkeypatch) -> None:
     monkeypatch.setattr(memory, "plan_pages", lambda **_: POSITIONS // PAGE)
     bench = make(slots=4)
