@@ -94,7 +94,7 @@ def test_an_upgrade_adds_a_model_and_the_old_one_answers_on(
     "before",
     [
         {"replicas": 0},
-        {"replicas": 1, "resources": {"requests": {"cpu": "9000"}, "limits": {"memory": "1Gi"}}},
+        {"nodeSelector": {"kubernetes.io/hostname": "nowhere"}},
     ],
     ids=["no server", "a server that fits no node"],
 )
