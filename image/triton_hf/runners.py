@@ -55,11 +55,15 @@ class Runner(Protocol):
     def clear(self) -> None:
         """Forget all rows."""
 
+    def forget(self) -> None:
+        """Let no later prompt take over what was read of earlier ones."""
+
     def check(self) -> None:
         """Run each kind of step once.
 
         Raises:
             SettingsError: The model cannot be computed.
+            ArithmeticError: Its logits are no numbers.
         """
 
 

@@ -111,8 +111,11 @@ class TransformersEngine(Engine):
         self._runner = runner
         self._mixes = hasattr(self._runner, "advance")
         self._ahead = hasattr(self._runner, "launch")
-        with torch.inference_mode():
-            self._runner.check()
+        try:
+            with torch.inference_mode():
+                self._runner.check()
+        except ArithmeticError as error:
+            raise SettingsError(f"{self.settings.repo_id} cannot be served: {error}") from None
         self._choose = sampler.choose
         self._reading: list[_Row] = []  # prompts that are not read to their end
         self._rows: list[_Row] = []  # in the order of the runner's rows
@@ -289,9 +292,11 @@ class TransformersEngine(Engine):
             return True
         work = row.job.work
         resumed = self._runner.resume(work.token_ids, work.prompt_tokens + work.max_tokens)
-        row.job.starved = resumed is None
         if resumed is None:
+            for other in self._reading:  # all those behind it wait as well
+                other.job.starved = other.sequence is None
             return False
+        row.job.starved = False
         row.sequence, row.read = resumed
         return True
 

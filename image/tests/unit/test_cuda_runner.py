@@ -778,9 +778,11 @@ def test_the_use_of_memory_is_that_of_pages(make, monkeypatch) -> None:
     bench.ask(40, max_tokens=5).text()
     eventually(lambda: bench.engine.state().kv_usage == 0)  # its prompt is kept
     assert bench.runner.kept_pages > 0
+    go, launch = threading.Event(), bench.runner.launch
+    monkeypatch.setattr(bench.runner, "launch", lambda rows: (go.wait(TIMEOUT), launch(rows))[1])
     asked = bench.ask(20, seed=1, max_tokens=100)
-    asked.first()
-    assert bench.engine.state().kv_usage == cache.pages_for(120) / cache.pages
+    eventually(lambda: bench.engine.state().kv_usage == cache.pages_for(120) / cache.pages)
+    go.set()
     asked.text()
     eventually(lambda: bench.engine.state().kv_usage == 0)
 
@@ -788,17 +790,20 @@ def test_the_use_of_memory_is_that_of_pages(make, monkeypatch) -> None:
 def test_who_waits_too_long_for_pages_is_refused_with_the_reason(make, monkeypatch) -> None:
     monkeypatch.setattr(memory, "plan_pages", lambda **_: POSITIONS // PAGE)
     bench = make(slots=4)
-    step = threading.Event()
-    launch = bench.runner.launch
-    monkeypatch.setattr(bench.runner, "launch", lambda rows: (step.wait(0.01), launch(rows))[1])
-    bench.engine.settings = dataclasses.replace(bench.engine.settings, max_queue_seconds=0.2)
+    engine, go, launch = bench.engine, threading.Event(), bench.runner.launch
+    monkeypatch.setattr(bench.runner, "launch", lambda rows: (go.wait(0.1), launch(rows))[1])
     holds = bench.ask(20, max_tokens=100)
     holds.first()
-    waits = bench.ask(20, seed=1, max_tokens=100)
-    error = waits.last().error
-    assert isinstance(error, OverloadedError)
-    assert "no memory for its keys and values became free within 0.2 s" in str(error)
-    step.set()
+    engine.settings = dataclasses.replace(engine.settings, max_queue_seconds=0.2)
+    conversation = (Message(role="user", content="t2 t3"),)
+    work = engine.encode(conversation, Sampling(ignore_eos=True, max_tokens=100))
+    events: queue.Queue[Event] = queue.Queue()
+    engine.submit([work, work], [events.put, events.put])
+    for _ in range(2):  # also the row behind the one that was tried
+        error = events.get(timeout=TIMEOUT).error
+        assert isinstance(error, OverloadedError)
+        assert "no memory for its keys and values became free within 0.2 s" in str(error)
+    go.set()
     holds.text()
     eventually(bench.is_empty)
 

@@ -515,33 +515,46 @@ def test_a_request_whose_numbers_overflow_fails_alone_and_leaves_nothing_behind(
     assert good.text() == bench.reference(prompt(60), max_tokens=300)
 
 
-@pytest.mark.parametrize("family", ["llama", NATIVE])
-def test_a_prompt_that_was_no_number_once_is_not_handed_on(make, family) -> None:
-    if family == NATIVE:
-        need_native_step()
-    bench = make(family, slots=2, dtype="bfloat16" if family == NATIVE else "float32")
+def test_a_prompt_that_was_no_number_once_is_not_handed_on(make) -> None:
+    need_native_step()
+    bench = make(NATIVE, slots=2, dtype="bfloat16")
     runner = bench.engine._runner
-    name = "_forward"
-    forward = getattr(runner, name)
+    forward = runner._forward
 
-    def poisoned(*words: Any) -> Any:
-        logits = forward(*words)
-        chunks = words[-1]
-        if family == NATIVE:
-            for sequence, _ in chunks:
-                for page in sequence._pages:
-                    ctypes.memset(page, 0xFF, runner.pages.page_bytes)
-        else:
-            for layer in chunks.layers:
-                layer.values.fill_(float("nan"))
+    def poisoned(chunks: Any) -> Any:
+        logits = forward(chunks)
+        for sequence, _ in chunks:
+            for page in sequence._pages:
+                ctypes.memset(page, 0xFF, runner.pages.page_bytes)
         return logits.clone().fill_(float("nan"))
 
-    setattr(runner, name, poisoned)
+    runner._forward = poisoned
     text = prompt(100)
     assert "not a number" in str(bench.ask(text, max_tokens=5).all()[-1].error)
-    setattr(runner, name, forward)
+    runner._forward = forward
     eventually(bench.is_empty)
     assert bench.answer(text, max_tokens=5) == bench.answer(text, max_tokens=5)
+
+
+def test_a_prompt_that_torch_kept_is_not_handed_on_after_a_token_that_is_no_number(make) -> None:
+    bench = make(slots=2)
+    runner = bench.engine._runner
+    step, text = runner.step, prompt(100)
+    good = bench.answer(text, max_tokens=5)
+    assert runner.kept_tokens > 0
+    runner.step = lambda ids: step(ids).fill_(float("nan"))
+    assert "not a number" in str(bench.ask(text, max_tokens=5).all()[-1].error)
+    runner.step = step
+    eventually(lambda: bench.is_empty() and runner.kept_tokens == 0)
+    assert bench.answer(text, max_tokens=5) == good
+
+
+def test_a_model_whose_numbers_are_none_from_the_start_is_refused_in_a_sentence(make) -> None:
+    bench = make()
+    with torch.no_grad():
+        bench.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(SettingsError, match=r"llama cannot be served: the logits .* no numbers"):
+        bench.engine._use(bench.model, bench.tokenizer)
 
 
 def test_a_model_whose_numbers_are_gone_ends_the_engine(make) -> None:
