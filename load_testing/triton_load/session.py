@@ -48,7 +48,7 @@ from triton_load.options import EXAMPLE, Options, read
 from triton_load.schema import Model, from_metadata, read_config
 from triton_load.server import Server, UnreachableError, check_tcp
 
-_LAG_SECONDS, _CPU_SECONDS = 0.05, 2.0
+_LAG_SECONDS, _CPU_SECONDS, _EARLY_WAKE = 0.05, 2.0, 0.1
 _TIMER_SECONDS, _LONG_PAUSE_SECONDS = 0.0012, 0.02  # how late a timer is; when that is mended
 _FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
 _EARLY_SECONDS = 1.0  # a run that ends this much before its time was interrupted
@@ -473,9 +473,10 @@ def _watch_replicas(session: Session) -> None:
 
 
 def _until_next_sample() -> None:
-    """Sleep to the middle of the next second of the clock, so that each has one sample."""
+    """Sleep to the next middle of a second of the clock, so that each has one sample."""
     now = time.time()
-    gevent.sleep(math.floor(now) + 1.5 - now)
+    rest = math.floor(now + 0.5) + 0.5 - now
+    gevent.sleep(rest if rest > _EARLY_WAKE else rest + 1)
 
 
 def _report(session: Session) -> dict[str, Any]:
