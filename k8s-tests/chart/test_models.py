@@ -146,7 +146,11 @@ def test_on_one_node_the_hook_follows_servers_and_waits_for_none_that_have_no_no
     assert selector["matchLabels"].items() <= labels.items()
     server = manifest.one("Deployment")["spec"]["template"]
     assert selector["matchLabels"].items() <= server["metadata"]["labels"].items()
-    assert pod["nodeSelector"] == server["spec"]["nodeSelector"]
+    # Servers may be about to move, so where they shall run is a wish and no condition.
+    assert "nodeSelector" not in pod
+    (wish,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    wanted = {each["key"]: each["values"] for each in wish["preference"]["matchExpressions"]}
+    assert wanted == {key: [value] for key, value in server["spec"]["nodeSelector"].items()}
 
 
 def test_the_hook_can_be_switched_off() -> None:
@@ -221,7 +225,8 @@ def test_on_a_store_of_one_node_the_job_goes_where_the_servers_are() -> None:
     (term,) = spec_of_job["affinity"]["podAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
     ]
-    assert term["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
+    (expression,) = term["labelSelector"]["matchExpressions"]
+    assert expression["values"] == ["server"]
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in spec_of_job[
         "tolerations"
     ]

@@ -228,9 +228,16 @@ def test_the_port_of_the_endpoint_is_open(endpoint: str, port: int) -> None:
     assert egress_ports(policy) == {53, port}
 
 
-@pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])
-def test_the_port_of_a_proxy_is_open(name: str) -> None:
-    values = {"modelSync": {"extraEnv": {name: "proxy.example.com:3128", "NO_PROXY": "a:1"}}}
+@pytest.mark.parametrize(
+    ("name", "proxy"),
+    [
+        ("HTTPS_PROXY", "proxy.example.com:3128"),
+        ("http_proxy", "http://user:pa%ss@proxy.example.com:3128/"),
+        ("ALL_PROXY", "socks5://[fd00::1]:3128"),
+    ],
+)
+def test_the_port_of_a_proxy_is_open(name: str, proxy: str) -> None:
+    values = {"modelSync": {"extraEnv": {name: proxy, "NO_PROXY": "a:1"}}}
     policy = render(values).one("NetworkPolicy", "rel-triton-sync")
     assert egress_ports(policy) == {53, 443, 3128}
 

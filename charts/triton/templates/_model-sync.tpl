@@ -6,10 +6,6 @@ annotation of its own pod, so that a hook needs no other object that does not ex
 {{- $sync := .Values.modelSync -}}
 {{- $token := include "triton.modelSync.tokenSecretName" . -}}
 {{- $follow := and (include "triton.modelStore.onOneNode?" .) (gt (include "triton.mostReplicas" . | int) 0) -}}
-{{- $nodes := $sync.nodeSelector -}}
-{{- if and $follow (include "triton.modelSync.isHook?" .) -}}
-{{- $nodes = merge (dict) $nodes (include "triton.server.nodeSelector" . | fromYaml) -}}
-{{- end -}}
 backoffLimit: {{ int $sync.backoffLimit }}
 activeDeadlineSeconds: {{ int $sync.timeoutSeconds }}
 ttlSecondsAfterFinished: {{ int $sync.ttlSecondsAfterFinished }}
@@ -31,34 +27,15 @@ template:
   spec:
     {{- include "triton.pod.common" . | nindent 4 }}
     restartPolicy: Never
-    {{- with $nodes }}
+    {{- with $sync.nodeSelector }}
     nodeSelector:
       {{- toYaml . | nindent 6 }}
     {{- end }}
     {{- $tolerations := $sync.tolerations }}
     {{- if $follow }}
     {{- $tolerations = concat $tolerations (include "triton.server.tolerations" . | fromYamlArray) }}
-    {{- /* A volume for one node is where the servers are; elsewhere the Job would wait for ever. */}}
     affinity:
-      podAffinity:
-        requiredDuringSchedulingIgnoredDuringExecution:
-          - topologyKey: kubernetes.io/hostname
-            {{- if not (include "triton.modelSync.isHook?" .) }}
-            labelSelector:
-              matchLabels:
-                {{- include "triton.selectorLabels" (list . "server") | nindent 16 }}
-            {{- else }}
-            {{- /* Servers follow this upgrade, and there may be none now, or none that has a node. The
-                   scheduler lets a pod pass that nobody matches but the pod itself. */}}
-            labelSelector:
-              matchLabels:
-                {{- omit (include "triton.selectorLabels" (list . "server") | fromYaml)
-                    "app.kubernetes.io/component" | toYaml | nindent 16 }}
-              matchExpressions:
-                - key: app.kubernetes.io/component
-                  operator: In
-                  values: [server, model-sync]
-            {{- end }}
+      {{- include "triton.modelSync.affinity" . | nindent 6 }}
     {{- end }}
     {{- with $tolerations }}
     tolerations:

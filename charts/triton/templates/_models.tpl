@@ -84,3 +84,37 @@ before its objects are made, and `helm template` (Argo CD, Flux) always counts a
 {{- $name -}}
 {{- end -}}
 {{- end -}}
+
+{{/*
+Affinity of the Job on a store for one node, as YAML: it is where the servers are, or it would wait for
+ever. Servers follow an upgrade, and there may be none now, or none that has a node: the scheduler lets a
+pod pass that nobody matches but the pod itself. Where they shall run is then a wish, because an
+upgrade may also move them.
+*/}}
+{{- define "triton.modelSync.affinity" -}}
+{{- $hook := include "triton.modelSync.isHook?" . -}}
+{{- $nodes := include "triton.server.nodeSelector" . | fromYaml -}}
+{{- if and $hook $nodes -}}
+nodeAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      preference:
+        matchExpressions:
+          {{- range $label, $value := $nodes }}
+          - key: {{ $label }}
+            operator: In
+            values: [{{ $value | quote }}]
+          {{- end }}
+{{ end -}}
+podAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    - topologyKey: kubernetes.io/hostname
+      labelSelector:
+        matchLabels:
+          {{- omit (include "triton.selectorLabels" (list . "server") | fromYaml)
+              "app.kubernetes.io/component" | toYaml | nindent 10 }}
+        matchExpressions:
+          - key: app.kubernetes.io/component
+            operator: In
+            values: {{ eq $hook "true" | ternary "[server, model-sync]" "[server]" }}
+{{- end -}}

@@ -37,14 +37,13 @@ model-sync is told in its environment.
 {{- define "triton.networkPolicy.hubPorts" -}}
 {{- $ports := list -}}
 {{- range .Values.networkPolicy.hub.ports }}{{ $ports = append $ports (int .) }}{{ end -}}
-{{- $urls := list .Values.huggingface.endpoint -}}
 {{- range $name, $value := .Values.modelSync.extraEnv -}}
 {{- if and (has (upper $name) (list "HTTP_PROXY" "HTTPS_PROXY" "ALL_PROXY")) (kindIs "string" $value) -}}
-{{- $urls = append $urls $value -}}
+{{- with regexFind ":[0-9]+/?$" $value }}{{ $ports = append $ports (int (trimAll ":/" .)) }}{{ end -}}
 {{- end -}}
 {{- end -}}
-{{- range compact $urls -}}
-{{- $url := urlParse (contains "://" . | ternary . (print "http://" .)) -}}
+{{- with .Values.huggingface.endpoint -}}
+{{- $url := urlParse . -}}
 {{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
 {{- if not $port }}{{ $port = eq $url.scheme "http" | ternary "80" "443" }}{{ end -}}
 {{- $ports = append $ports (int $port) -}}
