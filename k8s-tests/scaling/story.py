@@ -15,7 +15,7 @@ from triton_hf.metrics import FAMILIES, Family
 NAMESPACE = "story"
 RELEASE = "story"
 MODEL = "simulated"
-PODS = ("story-triton-0", "story-triton-1")
+PODS = ("story-triton-6d8f9c7b5d-x2x4z", "story-triton-6d8f9c7b5d-b8v2k")
 STEP = 15
 SECONDS = 1800
 RATE = 3.0  # answered requests a second, of each pod

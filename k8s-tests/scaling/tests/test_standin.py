@@ -64,6 +64,7 @@ def test_a_gpu_takes_in_as_much_energy_as_its_power_says(scraped: Prometheus) ->
 
 def test_the_panels_of_gpus_have_data_from_it(scraped: Prometheus) -> None:
     values = dict.fromkeys(panels.BUILT_IN, "10s") | {"namespace": NAMESPACE, "release": RELEASE}
+    values["deployment"] = PODS[0].rpartition("-")[0]
     asked = 0
     for _, query in panels.queries([d for d in panels.load_all() if d.name == "gpu"]):
         expression = panels.fill(query.expression, values)
