@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 
 from triton_load import record
-from triton_load.measure import Measurements, Outcome
+from triton_load.measure import Measurements, Outcome, to_next_sample
 
 
 def counted(*, probes: float, scheduled: float | None) -> Measurements:
@@ -42,3 +45,14 @@ def test_latencies_of_a_closed_loop_count_from_the_start() -> None:
     found = counted(probes=0.0, scheduled=None)
     assert found.distributions[record.LATENCY].maximum == pytest.approx(0.5, rel=1e-3)
     assert found.totals().duration == pytest.approx(0.5)
+
+
+def test_every_second_has_a_sample_even_when_taking_one_is_slow() -> None:
+    luck, now, sampled = random.Random(3), 100.5, []
+    for _ in range(300):
+        sampled.append(math.floor(now))
+        now += luck.uniform(0, 0.9)
+        # Woken early, on time or late.
+        now += to_next_sample(now) + luck.choice([-1e-4, 0.0, 0.02])
+    assert sorted(set(sampled)) == list(range(sampled[0], sampled[-1] + 1))
+    assert len(sampled) == len(set(sampled))

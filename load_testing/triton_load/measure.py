@@ -18,6 +18,7 @@ from triton_load.record import Distribution, ErrorClass, Second
 
 # Buckets of the per-second quantiles grow by 1 %: small enough for a plot, and cheap to send.
 _GROWTH = math.log(1.01)
+_EARLY_SECONDS = 0.01  # a sleep may end a little before its time
 _PLOTTED = (50.0, 95.0, 99.0)
 DISTRIBUTIONS = (
     record.LATENCY,
@@ -29,6 +30,12 @@ DISTRIBUTIONS = (
     record.LAG,
     record.PROBE_LAG,
 )
+
+
+def to_next_sample(now: float) -> float:
+    """How many seconds it is to the next middle of a second, so that each second has one sample."""
+    rest = math.floor(now + 0.5) + 0.5 - now
+    return rest if rest > _EARLY_SECONDS else rest + 1
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

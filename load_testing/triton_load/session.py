@@ -7,7 +7,6 @@ module decides what is sent when, counts it, watches the generator itself, and j
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import random
 import sys
@@ -43,12 +42,12 @@ from triton_load import (
     terminal,
 )
 from triton_load.errors import LoadTestError
-from triton_load.measure import Measurements, Outcome
+from triton_load.measure import Measurements, Outcome, to_next_sample
 from triton_load.options import EXAMPLE, Options, read
 from triton_load.schema import Model, from_metadata, read_config
 from triton_load.server import Server, UnreachableError, check_tcp
 
-_LAG_SECONDS, _CPU_SECONDS, _EARLY_WAKE = 0.05, 2.0, 0.1
+_LAG_SECONDS, _CPU_SECONDS = 0.05, 2.0
 _TIMER_SECONDS, _LONG_PAUSE_SECONDS = 0.0012, 0.02  # how late a timer is; when that is mended
 _FINAL_SECONDS = 5.0  # how long the master waits for the last counts of workers
 _EARLY_SECONDS = 1.0  # a run that ends this much before its time was interrupted
@@ -398,7 +397,7 @@ def _watch_load(session: Session) -> None:
             session.measurements.sample(
                 users=runner.user_count, in_flight=session.in_flight, moment=time.perf_counter()
             )
-        _until_next_sample()
+        gevent.sleep(to_next_sample(time.time()))
 
 
 def _watch_lag(session: Session) -> None:
@@ -469,14 +468,7 @@ def _watch_replicas(session: Session) -> None:
         found = replicas.count(session.options.replicas_host)
         if found is not None:
             session.replicas[int(time.time())] = found
-        _until_next_sample()
-
-
-def _until_next_sample() -> None:
-    """Sleep to the next middle of a second of the clock, so that each has one sample."""
-    now = time.time()
-    rest = math.floor(now + 0.5) + 0.5 - now
-    gevent.sleep(rest if rest > _EARLY_WAKE else rest + 1)
+        gevent.sleep(to_next_sample(time.time()))
 
 
 def _report(session: Session) -> dict[str, Any]:
