@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def test_one_wrong_answer_is_over() -> None:
     wrong = Ended(model="m", kind=WHOLE, at=1.0, seconds=1.0, fault="status 500")
     assert verdicts(judge.faults(answers())) == {judge.HELD}
     assert judge.OVER in verdicts(judge.faults([*answers(), wrong]))
+
+
+def test_on_cores_that_the_host_took_nothing_is_said_of_answers() -> None:
+    wrong = [dataclasses.replace(one, fault="status 503") for one in answers(1.2)]
+    calm, crowded = (dataclasses.replace(made(wrong), stolen=share) for share in (0.04, 0.3))
+    assert command.verdict(calm.lines(timed=True)) == judge.OVER
+    assert command.verdict(crowded.lines(timed=True)) == judge.UNCLEAR
+    leaking = dataclasses.replace(crowded, samples=samples(leak=40))
+    assert command.verdict(leaking.lines(timed=True)) == judge.OVER
 
 
 def test_windows_are_of_one_length_and_fill_the_settled_time() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from faults.soak.drive import STREAM, WHOLE, Ended
 from faults.soak.watch import Sample
@@ -18,6 +18,7 @@ from triton_load.report import resample
 TIME_LIMIT = 0.05
 MEMORY_LIMIT = 0.02
 MEMORY_FLOOR = 1 << 20  # bytes; 2 % of a stub without a model is less than one of malloc's steps
+STOLEN_LIMIT = 0.05  # of the cores' time, taken by a hypervisor for other machines
 WINDOWS = 5
 LEAST = 300  # answers in a window, below which its 99th percentile says nothing
 HELD, OVER, UNCLEAR = "held", "over", "unclear"
@@ -186,6 +187,26 @@ def _count(name: str, before: int, after: int, *, same: bool) -> Line:
         limit="no more" if "process" not in name else "the same",
         verdict=HELD if same else OVER,
     )
+
+
+def stolen(share: float, lines: Sequence[Line]) -> list[Line]:
+    """Say how much time the host took; above the limit answers say nothing of the server.
+
+    The load was chosen for a faster machine then, so refusals and times are unclear.
+    """
+    much = share > STOLEN_LIMIT
+    line = Line(
+        name="CPU time taken by the host, %",
+        before=0.0,
+        after=100 * share,
+        spread="",
+        limit=f"{STOLEN_LIMIT:.0%}",
+        verdict=UNCLEAR if much else HELD,
+    )
+    doubted = [
+        replace(each, verdict=UNCLEAR) if much and each.verdict == OVER else each for each in lines
+    ]
+    return [*doubted, line]
 
 
 def faults(ended: Sequence[Ended]) -> list[Line]:

@@ -51,6 +51,7 @@ class Soak:
         samples: of the loaded time.
         idle: samples without any request, before and after.
         span: the settled time, in which windows are compared.
+        stolen: share of the cores' time under load that a hypervisor took.
     """
 
     capacity: dict[str, float]
@@ -58,12 +59,16 @@ class Soak:
     samples: Sequence[watch.Sample]
     idle: tuple[watch.Sample, watch.Sample]
     span: judge.Span
+    stolen: float = 0.0
 
     def lines(self, *, timed: bool) -> list[judge.Line]:
         """Return every comparison; without `timed` none of times."""
-        return [
+        answers = [
             *judge.faults(self.ended),
             *(judge.times(self.ended, self.span) if timed else []),
+        ]
+        return [
+            *judge.stolen(self.stolen, answers),
             *judge.memory(self.samples, self.span),
             judge.shared(self.samples, self.span),
             *judge.idle(*self.idle),
@@ -107,10 +112,12 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
         say(f"{name} ends {rate:.1f} requests/s at most; it gets {rate * LOAD:.1f}")
     drive.ended.clear()
     before = settled(running)
+    spent = watch.cpu_seconds()
     start = time.monotonic()
     span = judge.Span(start=start + seconds / 10, end=start + seconds)
     rates = {one: capacity[one.model] * LOAD for one in asked}
     samples = asyncio.run(_load(running, drive, rates, [(start, span.start), *span.windows()], say))
+    all_of_it, taken = (b - a for a, b in zip(spent, watch.cpu_seconds(), strict=True))
     after = settled(running)
     return Soak(
         capacity=capacity,
@@ -118,6 +125,7 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
         samples=tuple(samples),
         idle=(before, after),
         span=span,
+        stolen=taken / all_of_it if all_of_it else 0.0,
     )
 
 

@@ -74,6 +74,12 @@ def mapped(pid: int) -> set[str]:
     return {path for path in paths if path.startswith("/dev/shm/")}
 
 
+def cpu_seconds() -> tuple[float, float]:
+    """Return the seconds of all cores since they started, and those that a hypervisor took."""
+    spent = psutil.cpu_times()
+    return sum(spent), getattr(spent, "steal", 0.0)
+
+
 def in_flight(server: Server) -> dict[str, float]:
     """Return the requests that run or wait, by metric and model."""
     with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
