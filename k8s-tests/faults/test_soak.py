@@ -97,6 +97,8 @@ def test_on_cores_that_the_host_took_nothing_is_said_of_answers() -> None:
     calm, crowded = (dataclasses.replace(made(wrong), stolen=share) for share in (0.04, 0.3))
     assert command.verdict(calm.lines(timed=True)) == judge.OVER
     assert command.verdict(crowded.lines(timed=True)) == judge.UNCLEAR
+    good = dataclasses.replace(made(answers()), stolen=0.3)
+    assert command.verdict(good.lines(timed=True)) == judge.HELD
     leaking = dataclasses.replace(crowded, samples=samples(leak=40))
     assert command.verdict(leaking.lines(timed=True)) == judge.OVER
 

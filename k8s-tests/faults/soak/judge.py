@@ -192,21 +192,23 @@ def _count(name: str, before: int, after: int, *, same: bool) -> Line:
 def stolen(share: float, lines: Sequence[Line]) -> list[Line]:
     """Say how much time the host took; above the limit answers say nothing of the server.
 
-    The load was chosen for a faster machine then, so refusals and times are unclear.
+    The load was chosen for a faster machine then, so refusals and slower times are unclear. What held
+    nevertheless holds.
     """
-    much = share > STOLEN_LIMIT
+    doubtful = share > STOLEN_LIMIT and any(each.verdict == OVER for each in lines)
     line = Line(
         name="CPU time taken by the host, %",
         before=0.0,
         after=100 * share,
         spread="",
         limit=f"{STOLEN_LIMIT:.0%}",
-        verdict=UNCLEAR if much else HELD,
+        verdict=UNCLEAR if doubtful else HELD,
     )
-    doubted = [
-        replace(each, verdict=UNCLEAR) if much and each.verdict == OVER else each for each in lines
+    judged = [
+        replace(each, verdict=UNCLEAR) if doubtful and each.verdict == OVER else each
+        for each in lines
     ]
-    return [*doubted, line]
+    return [*judged, line]
 
 
 def faults(ended: Sequence[Ended]) -> list[Line]:
