@@ -192,8 +192,8 @@ def _count(name: str, before: int, after: int, *, same: bool) -> Line:
 def stolen(share: float, lines: Sequence[Line]) -> list[Line]:
     """Say how much time the host took; above the limit answers say nothing of the server.
 
-    The load was chosen for a faster machine then, so refusals and slower times are unclear. What held
-    nevertheless holds.
+    The load was chosen for a faster machine then, so refusals and slower times are unclear. What
+    held nevertheless holds.
     """
     doubtful = share > STOLEN_LIMIT and any(each.verdict == OVER for each in lines)
     line = Line(
