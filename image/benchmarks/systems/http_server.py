@@ -14,7 +14,7 @@ from benchmarks.systems.http_client import Request, ask_all
 
 from triton_hf.embedded import stop_group
 
-READY_SECONDS = 300
+READY_SECONDS = 900  # vLLM compiles the model when it starts for the first time
 
 
 class RunningServer:
