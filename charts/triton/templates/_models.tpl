@@ -85,6 +85,13 @@ before its objects are made, and `helm template` (Argo CD, Flux) always counts a
 {{- end -}}
 {{- end -}}
 
+{{/* Annotations of a copy of an object that the Job of an upgrade needs before the release's own changes. */}}
+{{- define "triton.modelSync.copyAnnotations" -}}
+helm.sh/hook: pre-upgrade,pre-rollback
+helm.sh/hook-weight: "-5"
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end -}}
+
 {{/*
 Affinity of the Job on a store for one node, as YAML: it is where the servers are, or it would wait for
 ever. Servers follow an upgrade, and there may be none now, or none that has a node: the scheduler lets a
