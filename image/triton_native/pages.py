@@ -28,7 +28,7 @@ class PagePool:
     """All pages, and the native model that they belong to.
 
     Memory grows with use, up to `limit` pages. Sequences hold the pool, so the native model ends
-    after the last of them.
+    after the last of them, or with them where Python finds them all unused at once.
 
     Attributes:
         limit: Most pages, those that are kept among them.
@@ -49,9 +49,14 @@ class PagePool:
         self._numbers = itertools.count(1)
 
     def __del__(self) -> None:
-        """Free the native model."""
+        """Free the native model.
+
+        Of objects that are unused together any may end first, so sequences may give pages back
+        afterwards.
+        """
         for page in (*self._owners, *self._kept):
             self._library.native_free_page(self.handle, page)
+        self._owners.clear()
         self._library.native_destroy(self.handle)
 
     @property
@@ -92,6 +97,8 @@ class PagePool:
 
     def give(self, page: int) -> None:
         """Take a page back from a sequence."""
+        if page not in self._owners:
+            return  # the native model has ended
         self._owners[page] -= 1
         if self._owners[page]:
             return

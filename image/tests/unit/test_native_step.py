@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import gc
 import subprocess
 import sys
 import threading
@@ -264,6 +265,26 @@ def test_a_sequence_that_is_dropped_gives_its_memory_back() -> None:
     assert runner.pages.used == 4
     del sequence
     assert runner.pages.used == 0
+
+
+def test_a_sequence_that_ends_after_its_model_does_not_use_it() -> None:
+    runner: Any = make_runner(make_model())
+    sequence = runner.begin()
+    runner.extend(sequence, prompt(40))
+    library, calls = runner.pages._library, []
+
+    class Noted:
+        def __getattr__(self, name: str) -> Any:
+            calls.append(name)
+            return getattr(library, name)
+
+    runner.pages._library = Noted()
+    # Unused at once, as at the end of a process: Python chooses which ends first.
+    runner.sequence, runner.itself = sequence, runner
+    del runner, sequence
+    gc.collect()
+    assert "native_free_page" in calls
+    assert calls[-1] == "native_destroy"
 
 
 def test_memory_is_bounded_by_slots_and_positions_and_what_does_not_fit_changes_nothing() -> None:
