@@ -38,25 +38,31 @@ using Plain = Tiles;
 using Plain = Vectors;
 #endif
 
+inline size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+
 // Zeroed memory in large pages where the system has them.
 class Memory {
  public:
-  explicit Memory(size_t bytes) : bytes_(bytes) {
-    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data_ == MAP_FAILED) throw std::bad_alloc();
-    if (bytes >= (1u << 21)) madvise(data_, bytes, MADV_HUGEPAGE);
+  explicit Memory(size_t bytes) : bytes_(bytes < kLarge ? bytes : bytes + kLarge) {
+    mapped_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped_ == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<char*>(mapped_);
+    if (bytes < kLarge) return;
+    data_ += -reinterpret_cast<uintptr_t>(mapped_) % kLarge;
+    madvise(data_, bytes, MADV_HUGEPAGE);
   }
-  ~Memory() { munmap(data_, bytes_); }
+  ~Memory() { munmap(mapped_, bytes_); }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  char* data() const { return static_cast<char*>(data_); }
+  char* data() const { return data_; }
 
  private:
-  size_t bytes_;
-  void* data_;
-};
+  static constexpr size_t kLarge = size_t{1} << 21;
 
-inline size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+  size_t bytes_;
+  void* mapped_;
+  char* data_;
+};
 
 // Rows of activations. The distance of two rows is no large power of two, because that would put
 // the rows of a tile into the same few lines of the cache.
@@ -124,10 +130,7 @@ class Model final : public Step {
   }
 
   // Waits for a call that another thread has not come back from, as at the end of a process.
-  ~Model() override {
-    const std::lock_guard<std::mutex> alone(busy_);
-    for (void* page : free_) std::free(page);
-  }
+  ~Model() override { const std::lock_guard<std::mutex> alone(busy_); }
 
   // Pack a matrix [outputs, inputs]; it becomes the outputs from `first` on of its place. Panels
   // of gate (part 0) and up (part 1) alternate, so that one tile has both.
@@ -187,15 +190,10 @@ class Model final : public Step {
 
   // A page whose values are 0, because 0 x NaN of a former user would be NaN.
   void* new_page() override {
-    void* page = nullptr;
-    if (free_.empty()) {
-      page = std::aligned_alloc(64, page_bytes());
-    } else {
-      page = free_.back();
-      free_.pop_back();
-    }
-    if (page != nullptr) std::memset(page, 0, page_bytes());
-    return page;
+    if (free_.empty() && !more_pages()) return nullptr;
+    void* page = free_.back();
+    free_.pop_back();
+    return std::memset(page, 0, page_bytes());
   }
 
   void free_page(void* page) override { free_.push_back(page); }
@@ -226,13 +224,14 @@ class Model final : public Step {
     embed(tokens);
     for (int index = 0; index < c_.layers; ++index) {
       const Layer& layer = layers_[index];
+      const bool last = index + 1 == c_.layers;
       normalise(layer.input_norm);
-      product(normed_, layer.weights[kQkv], kQkv, layer.bias.data());
+      product(normed_, layer, kQkv, layer.bias.data(), layer.weights[kOut]);
       attend(layer, index);
-      product(attended_, layer.weights[kOut], kOut, nullptr);
+      product(attended_, layer, kOut, nullptr, layer.weights[kGateUp]);
       normalise(layer.post_norm);
-      product(normed_, layer.weights[kGateUp], kGateUp, nullptr);
-      product(gated_, layer.weights[kDown], kDown, nullptr);
+      product(normed_, layer, kGateUp, nullptr, layer.weights[kDown]);
+      product(gated_, layer, kDown, nullptr, last ? head_ : layers_[index + 1].weights[kQkv]);
     }
     head(logits);
     pool_.close();
@@ -255,6 +254,20 @@ class Model final : public Step {
   }
 
   size_t size(int outputs, int inputs) const { return outputs / kPanel * stride(inputs); }
+
+  // Get memory for some more pages of keys and values; false where there is none.
+  bool more_pages() {
+    const size_t pages = std::max<size_t>(1, kPagesAtOnce / page_bytes());
+    try {
+      free_.reserve((memory_.size() + 1) * pages);  // so giving one back needs no memory
+      memory_.push_back(std::make_unique<Memory>(pages * page_bytes()));
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    for (size_t page = pages; page-- > 0;)
+      free_.push_back(memory_.back()->data() + page * page_bytes());
+    return true;
+  }
 
   void plan(const Segment* segments, int count) {
     places_.clear();
@@ -339,49 +352,77 @@ class Model final : public Step {
   }
 
   void normalise(const std::vector<float>& weight) {
-    by_rows(static_cast<int>(places_.size()), 16, [&](int from, int to) {
+    by_rows(static_cast<int>(places_.size()), 4, [&](int from, int to) {
       for (int row = from; row < to; ++row)
         normalise_row(hidden_.row(row), normed_.row(row), weight.data(), c_.hidden);
     });
   }
 
-  // Panels that a thread takes at once: whole tiles, and several parts for each thread.
+  // How a product is divided: into parts of so many panels, and in each part into groups of rows.
+  struct Split {
+    int panels, parts, groups;
+  };
+
+  // Parts are whole tiles, several for each thread. Where the rows do not fit into a core's cache,
+  // groups of them and parts do.
   template <class Kernel>
-  int share(int panels, int rows) const {
+  Split split(const Panels& w, int rows) const {
     const int wide = rows <= Kernel::kRows ? Kernel::panels_of(rows) : 2;
-    const int tiles = (panels + wide - 1) / wide;
-    const int parts = std::min(tiles, 3 * pool_.threads());
-    return (tiles + parts - 1) / parts * wide;
+    const int fit = std::max(Kernel::kRows,
+                             static_cast<int>(kGroupBytes / Kernel::row_bytes(w.inputs)));
+    const int groups = (rows + fit - 1) / fit;
+    const int tiles = (w.count + wide - 1) / wide;
+    int parts = std::min(tiles, 8 * pool_.threads());
+    if (groups > 1)
+      parts = std::max(parts, std::min<int>(tiles, w.count * w.stride / kPartBytes));
+    const int panels = (tiles + parts - 1) / parts * wide;
+    return {panels, (w.count + panels - 1) / panels, groups};
   }
 
+  // `next` are the weights of the product after this one, or null.
   template <class Kernel, class Take>
-  void multiply_by(const typename Kernel::Rows& in, int rows, const Panels& w, const Take& take) {
-    const int block = share<Kernel>(w.count, rows);
-    pool_.run((w.count + block - 1) / block, [&](int part) {
-      const int from = part * block;
-      multiply<Kernel>(in, rows, w, from, std::min(w.count, from + block), take);
+  void multiply_by(const typename Kernel::Rows& in, int rows, const Panels& w, const Panels* next,
+                   const Take& take) {
+    const Split now = split<Kernel>(w, rows);
+    const Split then = next != nullptr ? split<Kernel>(*next, rows) : Split{};
+    pool_.run(now.parts, [&](int part) {
+      const int from = part * now.panels, to = std::min(w.count, from + now.panels);
+      // A thread goes on with its share, and then with that of the next product.
+      const char* after = w.data + to * w.stride;
+      const int thread = pool_.owner(part, now.parts);
+      if (part + 1 == pool_.first_of(thread + 1, now.parts))
+        after = next == nullptr ? nullptr
+                                : next->data + pool_.first_of(thread, then.parts) * then.panels *
+                                                   next->stride;
+      for (int group = 0; group < now.groups; ++group) {
+        const int first = group * rows / now.groups, last = (group + 1) * rows / now.groups;
+        multiply<Kernel>(in, first, last - first, w, from, to,
+                         group + 1 == now.groups ? after : nullptr, take);
+      }
     });
   }
 
   template <class Take>
-  void multiply_all(const Rows& in, int rows, const Panels& w, const Take& take) {
+  void multiply_all(const Rows& in, int rows, const Panels& w, const Panels* next,
+                    const Take& take) {
     if (int8_) {
       const Bytes::Rows bytes = bytes_.rows(w.inputs);
       by_rows(rows, 8, [&](int from, int to) {
         for (int row = from; row < to; ++row) Bytes::quantise(in.row(row), bytes, row, w.inputs);
       });
-      multiply_by<Bytes>(bytes, rows, w, take);
+      multiply_by<Bytes>(bytes, rows, w, next, take);
 #if NATIVE_TILES
     } else if (w.inputs % Tiles::kDepth != 0) {
-      multiply_by<Vectors>({in.row(0), in.ld}, rows, w, take);
+      multiply_by<Vectors>({in.row(0), in.ld}, rows, w, next, take);
 #endif
     } else {
-      multiply_by<Plain>({in.row(0), in.ld}, rows, w, take);
+      multiply_by<Plain>({in.row(0), in.ld}, rows, w, next, take);
     }
   }
 
-  void product(const Rows& in, const Panels& w, Kind kind, const float* bias) {
-    multiply_all(in, static_cast<int>(places_.size()), w,
+  void product(const Rows& in, const Layer& layer, Kind kind, const float* bias,
+               const Panels& next) {
+    multiply_all(in, static_cast<int>(places_.size()), layer.weights[kind], &next,
                  [&](int row, int panel, int rows, int panels, const float* sums, int ld) {
                    for (int r = 0; r < rows; ++r)
                      finish(kind, row + r, panel, panels, sums + r * ld, bias);
@@ -415,7 +456,7 @@ class Model final : public Step {
     for (int r = 0; r < rows; ++r)
       normalise_row(hidden_.row(outputs_[r].second), normed_.row(r), final_norm_.data(), c_.hidden);
     const size_t ld = c_.vocabulary;
-    multiply_all(normed_, rows, head_,
+    multiply_all(normed_, rows, head_, nullptr,
                  [&](int row, int panel, int count, int panels, const float* sums, int width) {
                    const size_t first = static_cast<size_t>(panel) * kPanel;
                    const size_t last = std::min(first + panels * kPanel, ld);
@@ -472,24 +513,27 @@ class Model final : public Step {
 
   void attend(const Layer& layer, int index) {
     const int tiles = static_cast<int>(tiles_.size());
-    if (stepping_) {
-      by_rows(tiles, 3, [&](int from, int to) {
-        for (int t = from; t < to; ++t) {
-          store_token(layer, index, tiles_[t].first_place, tiles_[t].kv_head);
-          attend_tile(index, tiles_[t]);
-        }
+    if (!stepping_)
+      by_rows(static_cast<int>(places_.size()), 8, [&](int from, int to) {
+        for (int row = from; row < to; ++row)
+          for (int head = 0; head < c_.kv_heads; ++head) store_token(layer, index, row, head);
       });
-      return;
-    }
-    by_rows(static_cast<int>(places_.size()), 8, [&](int from, int to) {
-      for (int row = from; row < to; ++row)
-        for (int head = 0; head < c_.kv_heads; ++head) store_token(layer, index, row, head);
+    pool_.run(tiles, [&](int t) {
+      const Tile& tile = tiles_[t];
+      if (stepping_) store_token(layer, index, tile.first_place, tile.kv_head);
+      attend_tile(index, tile, tiles_[std::min(t + 1, tiles - 1)]);
     });
-    by_rows(tiles, 1, [&](int from, int) { attend_tile(index, tiles_[from]); });
   }
 
-  // Softmax of queries x keys in blocks of one page, with running maxima and sums.
-  void attend_tile(int index, const Tile& tile) {
+  // The first page of keys that a tile sees.
+  int first_page(const Tile& tile) const {
+    const int first = tile.segment->start + tile.from / group_;
+    return c_.window > 0 ? std::max(0, first - c_.window + 1) / kPage : 0;
+  }
+
+  // Softmax of queries x keys in blocks of one page, with running maxima and sums; the first page of
+  // the `next` tile comes from memory meanwhile.
+  void attend_tile(int index, const Tile& tile, const Tile& next) {
     const int width = c_.head_dim, panels = width / kPanel;
     alignas(64) Value queries[kRows * (kMaxWidth + 32)];
     alignas(64) float scores[kRows * kPage];
@@ -508,14 +552,15 @@ class Model final : public Step {
     std::memset(sums, 0, sizeof(float) * tile.rows * width);
     const Segment& segment = *tile.segment;
     const int last = segment.start + (tile.from + tile.rows - 1) / group_;
-    const int first = segment.start + tile.from / group_;
-    const int begin = c_.window > 0 ? std::max(0, first - c_.window + 1) / kPage : 0;
-    for (int block = begin; block <= last / kPage; ++block) {
-      const bf16* k = keys(segment, block * kPage, index, tile.kv_head);
-      const bf16* v = k + static_cast<size_t>(width) * kPage;
-      Vectors::choose<false>(tile.rows, 2)(queries, ldq, k, static_cast<size_t>(width) * kPanel,
-                                           width / 2, scores, kPage,
-                                           reinterpret_cast<const char*>(k), 0);
+    const size_t half = static_cast<size_t>(width) * kPage;
+    const bf16* after = keys(*next.segment, first_page(next) * kPage, index, next.kv_head);
+    const bf16* k = keys(segment, first_page(tile) * kPage, index, tile.kv_head);
+    for (int block = first_page(tile); block <= last / kPage; ++block) {
+      const bf16* v = k + half;
+      const bf16* soon =
+          block < last / kPage ? keys(segment, (block + 1) * kPage, index, tile.kv_head) : after;
+      Vectors::choose<false>(tile.rows, 2)(queries, ldq, k, half / 2, width / 2, scores, kPage,
+                                           reinterpret_cast<const char*>(soon), half);
       for (int r = 0; r < tile.rows; ++r) {
         const int position = segment.start + (tile.from + r) / group_;
         weigh(scores + r * kPage, position - block * kPage, weights + r * ldw, sums + r * width,
@@ -525,9 +570,12 @@ class Model final : public Step {
         const int wide = fitting(2, panels - panel);
         Vectors::choose<true>(tile.rows, wide)(
             weights, ldw, v + panel * kPage * kPanel, kPage * kPanel, kPage / 2,
-            sums + panel * kPanel, width, reinterpret_cast<const char*>(v), 0);
+            sums + panel * kPanel, width,
+            reinterpret_cast<const char*>(soon + half + panel * kPage * kPanel),
+            kPage * kPanel * sizeof(bf16));
         panel += wide;
       }
+      k = soon;
     }
     for (int r = 0; r < tile.rows; ++r) {
       const int flat = tile.from + r;
@@ -582,6 +630,10 @@ class Model final : public Step {
 
  private:
   static constexpr int kRows = Vectors::kRows;
+  static constexpr size_t kPagesAtOnce = size_t{16} << 20;  // bytes
+  // What of a product is meant to stay in the second level of a core's cache.
+  static constexpr size_t kGroupBytes = size_t{384} << 10;
+  static constexpr size_t kPartBytes = size_t{256} << 10;
 
   Config c_;
   bool int8_;
@@ -594,6 +646,7 @@ class Model final : public Step {
   bf16* embedding_ = nullptr;
   std::vector<float> final_norm_;
   std::vector<bf16> cosines_, sines_;
+  std::vector<std::unique_ptr<Memory>> memory_;  // of all pages
   std::vector<void*> free_;
   std::vector<Place> places_;
   std::vector<Tile> tiles_;

@@ -38,6 +38,7 @@ struct Vectors {
   }
 
   static size_t stride(int inputs) { return static_cast<size_t>(inputs) * kPanel * sizeof(bf16); }
+  static size_t row_bytes(int inputs) { return inputs * sizeof(Value); }
   static void prepare(int) {}
   static void finish() {}
 
@@ -66,7 +67,7 @@ struct Vectors {
 #pragma GCC unroll 6
       for (int n = 0; n < NB; ++n) {
         weights[n] = _mm512_load_si512(w + n * ldw + static_cast<size_t>(k) * 32);
-        if (!ADD) _mm_prefetch(next + n * ldn + static_cast<size_t>(k) * 64, _MM_HINT_T1);
+        _mm_prefetch(next + n * ldn + static_cast<size_t>(k) * 64, _MM_HINT_T1);
       }
 #if NATIVE_BF16
 #pragma GCC unroll 12
@@ -142,11 +143,11 @@ inline int fitting(int wanted, int left) {
   return most >= 6 ? 6 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }
 
-// The panels [from, to) of a product for all rows; `take(row, panel, rows, panels, sums, ld)` gets
-// each finished tile.
+// The panels [from, to) of a product for some rows; `take(row, panel, rows, panels, sums, ld)` gets
+// each finished tile. `after` is where the caller goes on reading weights, or null.
 template <class Kernel, class Take>
-void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int from, int to,
-              Take&& take) {
+void multiply(const typename Kernel::Rows& a, int first, int rows, const Panels& w, int from,
+              int to, const char* after, Take&& take) {
   alignas(64) float sums[Kernel::kRows * Kernel::kWide * kPanel];
   const int tiles = (rows + Kernel::kRows - 1) / Kernel::kRows;
   const int tall = (rows + tiles - 1) / tiles;
@@ -155,19 +156,19 @@ void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int fro
   for (int panel = from; panel < to;) {
     const int panels = fitting(wide, to - panel);
     const char* here = w.data + panel * w.stride;
-    const bool more = panel + 2 * panels <= to;
-    int row = 0;
+    const char* following = panel + panels < to ? here + panels * w.stride : after;
+    int row = first;
     for (int t = 0; t < tiles; ++t) {
       const int height = rows / tiles + (t < rows % tiles);
       // The next panels come from memory while these are multiplied: all of them during the only
       // tile, else a half during each of the first two.
       const char* next = here;
       size_t ldn = 0;
-      if (more && tiles == 1) {
-        next = here + panels * w.stride;
+      if (following != nullptr && tiles == 1) {
+        next = following;
         ldn = w.stride;
-      } else if (more && t < 2 && t < panels) {
-        next = here + (panels + t) * w.stride;
+      } else if (following != nullptr && t < 2 && t < panels) {
+        next = following + t * w.stride;
       }
       if (height != prepared) Kernel::prepare(prepared = height);
       Kernel::compute(a, row, height, panels, here, w.stride, w.inputs, sums, panels * kPanel,

@@ -35,24 +35,28 @@ inline __m512 widen(__m256i values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
 
-// To the nearest bf16, to even between two.
-inline __m256i narrow(__m512 values) {
+// To the nearest bf16, to even between two; and back, where the reference stores a result between
+// two operations.
 #if NATIVE_BF16 && !defined(NATIVE_EMULATE)
-  return (__m256i)_mm512_cvtneps_pbh(values);
+inline __m256i narrow(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
+
+inline __m512 rounded(__m512 values) { return widen(narrow(values)); }
 #else
+inline __m512 rounded(__m512 values) {
   const __m512i bits = _mm512_castps_si512(values);
   const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(even, _mm512_set1_epi32(0x7FFF));
   // What is no number stays none.
   const __mmask16 none = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-  const __m512i sum = _mm512_add_epi32(bits, up);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(
-      _mm512_mask_or_epi32(sum, none, bits, _mm512_set1_epi32(0x00400000)), 16));
-#endif
+  const __m512i sum = _mm512_mask_or_epi32(_mm512_add_epi32(bits, up), none, bits,
+                                           _mm512_set1_epi32(0x00400000));
+  return _mm512_castsi512_ps(_mm512_and_si512(sum, _mm512_set1_epi32(0xFFFF0000)));
 }
 
-// To bf16 and back, where the reference stores a result between two operations.
-inline __m512 rounded(__m512 values) { return widen(narrow(values)); }
+inline __m256i narrow(__m512 values) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(rounded(values)), 16));
+}
+#endif
 
 inline __m512 load16(const bf16* from) {
   return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
