@@ -53,6 +53,20 @@ def test_the_same_times_hold_and_slower_ones_are_over() -> None:
     assert verdicts(judge.times(answers(1.10), SPAN)) == {judge.OVER}
 
 
+def test_a_drift_is_over_and_times_that_go_up_and_down_are_unclear() -> None:
+    def slower(by_window: list[float]) -> list[Ended]:
+        return [
+            dataclasses.replace(one, seconds=one.seconds * factor)
+            for one in answers(1.0)
+            for window, factor in zip(SPAN.windows(), by_window, strict=True)
+            if window[0] <= one.at < window[1]
+        ]
+
+    assert verdicts(judge.times(slower([1.0, 1.05, 1.10, 1.15, 1.22]), SPAN)) == {judge.OVER}
+    assert verdicts(judge.times(slower([1.0, 1.2, 1.05, 1.15, 1.2]), SPAN)) == {judge.UNCLEAR}
+    assert verdicts(judge.times(slower([1.0, 1.2, 1.05, 1.15, 1.0]), SPAN)) == {judge.HELD}
+
+
 def test_a_change_that_noise_can_explain_is_unclear_and_no_pass() -> None:
     noisy = judge.times(answers(1.10, per_second=4, spread=0.4), SPAN)
     assert verdicts(noisy) == {judge.UNCLEAR}

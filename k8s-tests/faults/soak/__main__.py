@@ -6,9 +6,9 @@ Usage: python -m faults.soak [--minutes 30] [--models simulated smollm2] [--no-t
 One server on this machine serves the SmolLM2 model and the simulated one. Whole answers, streams,
 clients that leave at the first token, and requests that must be refused come at random times, at
 80 % of the rate that the server held just before. The first fifth of the settled time is compared
-with the last: p99 at most 5 % up, RSS at most 2 % up, /dev/shm constant, and without load no
-descriptor and no thread more than before. Writes soak.json and soak.png; a run of ten minutes
-or more also gets a row in the table of `python -m faults.results`.
+with the last (p99 with those between, too): p99 at most 5 % up, RSS at most 2 % up, /dev/shm
+constant, and without load no descriptor and no thread more than before. Writes soak.json and
+soak.png; a run of ten minutes or more also gets a row in the table of `python -m faults.results`.
 
 Exit codes: 0 all held; 1 something is over its limit; 2 it could not run; 3 nothing is over, but
 times varied too much, or answers were too few, to say so of each.
@@ -87,7 +87,8 @@ def row(found: Soak, lines: list[judge.Line], *, minutes: float) -> results.Row:
     told = {line.name: line for line in lines}
     times = [line for line in lines if line.name.startswith("p99")]
     slower = ", ".join(
-        f"{line.name.removeprefix('p99 ').removesuffix(', s')} {line.change:+.1%} ({line.spread})"
+        f"{line.name.removeprefix('p99 ').removesuffix(', s')} {line.change:+.1%} ({line.spread}; "
+        f"{len(line.windows)} windows {min(line.windows):.2f} to {max(line.windows):.2f} s)"
         for line in times
     )
     wrong = sum(bool(one.fault) for one in found.ended)
