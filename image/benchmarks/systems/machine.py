@@ -97,6 +97,12 @@ def session_bytes(session: int) -> int:
     return total
 
 
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bf16."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
 def describe() -> dict[str, object]:
     """Processor, cores, memory and load of this machine."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())

@@ -12,8 +12,8 @@ from benchmarks.systems.worker import Ask, Ids, serve
 CACHE_GB = 1
 
 
-def start(path: str, clients: int, threads: int) -> Ask:
-    """Load the model and return what answers."""
+def start(path: str, clients: int, threads: int, precision: str) -> Ask:
+    """Load the model and return what answers; it computes in bf16 or f32."""
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
@@ -21,7 +21,7 @@ def start(path: str, clients: int, threads: int) -> Ask:
     scheduler.cache_size = CACHE_GB
     scheduler.enable_prefix_caching = False  # no two prompts begin alike
     properties = {
-        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
@@ -68,9 +68,9 @@ def _read(handle: Any, events: list[tuple[float, int]], now: float) -> None:
 
 
 def main() -> None:
-    """Serve until the input ends: `openvino_worker MODEL CLIENTS THREADS`."""
-    path, clients, threads = sys.argv[1:]
-    serve(lambda: start(path, int(clients), int(threads)))
+    """Serve until the input ends: `openvino_worker MODEL CLIENTS THREADS PRECISION`."""
+    path, clients, threads, precision = sys.argv[1:]
+    serve(lambda: start(path, int(clients), int(threads), precision))
 
 
 if __name__ == "__main__":

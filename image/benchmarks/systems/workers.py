@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.systems import machine
 from benchmarks.systems.environments import environment
 from benchmarks.systems.llama_cpp import ensure_gguf
 from benchmarks.systems.worker import RunningWorker, running_worker
@@ -69,9 +70,13 @@ class OpenVino:
     serial = False
 
     def __init__(self, *, model: LocalModel, kind: str, clients: int, longest: int) -> None:
-        """Read weights of this kind of GGUF (`f16` or `q8_0`); it computes in bf16."""
+        """Read weights of this kind of GGUF (`f16` or `q8_0`).
+
+        It computes in bf16 where the processor does; elsewhere it ends when it is asked to.
+        """
         self.name = f"OpenVINO {kind}"
-        self.precision = "bf16" if kind == "f16" else f"{kind}, bf16"
+        self._computes = "bf16" if machine.has_bf16() else "f32"
+        self.precision = self._computes if kind == "f16" else f"{kind}, {self._computes}"
         self._model, self._kind, self._clients = model, kind, clients
         self._threads = len(os.sched_getaffinity(0))
         self.settings = f"openvino-genai {OPENVINO}, {self._threads} threads, from GGUF {kind}"
@@ -85,7 +90,7 @@ class OpenVino:
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[RunningWorker]:
         """Run it until the block ends."""
-        words = [str(self._weights), str(self._clients), str(self._threads)]
+        words = [str(self._weights), str(self._clients), str(self._threads), self._computes]
         command = [str(self._python), "-m", "benchmarks.systems.openvino_worker", *words]
         with running_worker(command, folder=folder) as worker:
             yield worker
