@@ -56,8 +56,8 @@ class PagePool:
         """
         for page in (*self._owners, *self._kept):
             self._library.native_free_page(self.handle, page)
-        self._owners.clear()
         self._library.native_destroy(self.handle)
+        self.handle = 0
 
     @property
     def used(self) -> int:
@@ -97,8 +97,8 @@ class PagePool:
 
     def give(self, page: int) -> None:
         """Take a page back from a sequence."""
-        if page not in self._owners:
-            return  # the native model has ended
+        if not self.handle:
+            return  # the native model has ended, and its pages with it
         self._owners[page] -= 1
         if self._owners[page]:
             return

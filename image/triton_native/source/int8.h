@@ -40,7 +40,6 @@ struct Bytes {
     return scale_bytes(inputs) + static_cast<size_t>(inputs) * kPanel;
   }
 
-  static size_t row_bytes(int inputs) { return inputs; }
   static void prepare(int) {}
   static void finish() {}
 

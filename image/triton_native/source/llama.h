@@ -358,25 +358,18 @@ class Model final : public Step {
     });
   }
 
-  // How a product is divided: into parts of so many panels, and in each part into groups of rows.
+  // A product in parts of so many panels: whole tiles, and several parts for each thread.
   struct Split {
-    int panels, parts, groups;
+    int panels, parts;
   };
 
-  // Parts are whole tiles, several for each thread. Where the rows do not fit into a core's cache,
-  // groups of them and parts do.
   template <class Kernel>
   Split split(const Panels& w, int rows) const {
     const int wide = rows <= Kernel::kRows ? Kernel::panels_of(rows) : 2;
-    const int fit = std::max(Kernel::kRows,
-                             static_cast<int>(kGroupBytes / Kernel::row_bytes(w.inputs)));
-    const int groups = (rows + fit - 1) / fit;
     const int tiles = (w.count + wide - 1) / wide;
-    int parts = std::min(tiles, 8 * pool_.threads());
-    if (groups > 1)
-      parts = std::max(parts, std::min<int>(tiles, w.count * w.stride / kPartBytes));
+    const int parts = std::min(tiles, 8 * pool_.threads());
     const int panels = (tiles + parts - 1) / parts * wide;
-    return {panels, (w.count + panels - 1) / panels, groups};
+    return {panels, (w.count + panels - 1) / panels};
   }
 
   // `next` are the weights of the product after this one, or null.
@@ -394,11 +387,7 @@ class Model final : public Step {
         after = next == nullptr ? nullptr
                                 : next->data + pool_.first_of(thread, then.parts) * then.panels *
                                                    next->stride;
-      for (int group = 0; group < now.groups; ++group) {
-        const int first = group * rows / now.groups, last = (group + 1) * rows / now.groups;
-        multiply<Kernel>(in, first, last - first, w, from, to,
-                         group + 1 == now.groups ? after : nullptr, take);
-      }
+      multiply<Kernel>(in, rows, w, from, to, after, take);
     });
   }
 
@@ -631,9 +620,6 @@ class Model final : public Step {
  private:
   static constexpr int kRows = Vectors::kRows;
   static constexpr size_t kPagesAtOnce = size_t{16} << 20;  // bytes
-  // What of a product is meant to stay in the second level of a core's cache.
-  static constexpr size_t kGroupBytes = size_t{384} << 10;
-  static constexpr size_t kPartBytes = size_t{256} << 10;
 
   Config c_;
   bool int8_;

@@ -38,7 +38,6 @@ struct Vectors {
   }
 
   static size_t stride(int inputs) { return static_cast<size_t>(inputs) * kPanel * sizeof(bf16); }
-  static size_t row_bytes(int inputs) { return inputs * sizeof(Value); }
   static void prepare(int) {}
   static void finish() {}
 
@@ -143,11 +142,11 @@ inline int fitting(int wanted, int left) {
   return most >= 6 ? 6 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }
 
-// The panels [from, to) of a product for some rows; `take(row, panel, rows, panels, sums, ld)` gets
+// The panels [from, to) of a product for all rows; `take(row, panel, rows, panels, sums, ld)` gets
 // each finished tile. `after` is where the caller goes on reading weights, or null.
 template <class Kernel, class Take>
-void multiply(const typename Kernel::Rows& a, int first, int rows, const Panels& w, int from,
-              int to, const char* after, Take&& take) {
+void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int from, int to,
+              const char* after, Take&& take) {
   alignas(64) float sums[Kernel::kRows * Kernel::kWide * kPanel];
   const int tiles = (rows + Kernel::kRows - 1) / Kernel::kRows;
   const int tall = (rows + tiles - 1) / tiles;
@@ -157,7 +156,7 @@ void multiply(const typename Kernel::Rows& a, int first, int rows, const Panels&
     const int panels = fitting(wide, to - panel);
     const char* here = w.data + panel * w.stride;
     const char* following = panel + panels < to ? here + panels * w.stride : after;
-    int row = first;
+    int row = 0;
     for (int t = 0; t < tiles; ++t) {
       const int height = rows / tiles + (t < rows % tiles);
       // The next panels come from memory while these are multiplied: all of them during the only

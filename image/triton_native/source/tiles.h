@@ -42,7 +42,6 @@ struct Tiles {
     _tile_loadconfig(&layout);
   }
 
-  static size_t row_bytes(int inputs) { return Vectors::row_bytes(inputs); }
   static void finish() { _tile_release(); }
 
   static void compute(const Rows& a, int row, int rows, int panels, const char* w, size_t ldw,
