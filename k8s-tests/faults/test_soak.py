@@ -63,7 +63,9 @@ def test_a_drift_is_over_and_times_that_go_up_and_down_are_unclear() -> None:
         ]
 
     assert verdicts(judge.times(slower([1.0, 1.05, 1.10, 1.15, 1.22]), SPAN)) == {judge.OVER}
-    assert verdicts(judge.times(slower([1.0, 1.2, 1.05, 1.15, 1.2]), SPAN)) == {judge.UNCLEAR}
+    assert verdicts(judge.times(slower([1.0, 1.2, 1.2, 1.2, 1.2]), SPAN)) == {judge.OVER}
+    assert verdicts(judge.times(slower([1.0, 1.0, 1.0, 1.2, 1.2]), SPAN)) == {judge.OVER}
+    assert verdicts(judge.times(slower([1.0, 1.2, 1.0, 1.15, 1.2]), SPAN)) == {judge.UNCLEAR}
     assert verdicts(judge.times(slower([1.0, 1.2, 1.05, 1.15, 1.0]), SPAN)) == {judge.HELD}
 
 

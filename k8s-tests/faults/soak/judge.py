@@ -1,14 +1,15 @@
 """Whether the last window of a soak differs from the first one.
 
 A time is compared by its 99th percentile, with the 95 % interval of the change. It has drifted
-when the whole interval lies above the limit, and the last window is above the limit beside every
-window before it, too. It has not when the change is within the limit, and between the two the
-machine was too noisy to say: all windows get the same load, so what those in the middle differ by
-is noise. Memory is compared by medians.
+when the whole interval lies above the limit, and it has not when the change is within the limit.
+Between the two the machine was too noisy to say; so it was when the time rose above the limit and
+came back before the last window, because all windows get the same load. Memory is compared by
+medians.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -107,9 +108,9 @@ def _time(name: str, windows: Sequence[list[float]]) -> Line:
         ]
         found = resample.change(slowest[0], slowest[-1], draws[0], draws[1])
         spread = f"{found.low:+.1%} to {found.high:+.1%}"
-        verdict = HELD if found.value <= TIME_LIMIT else UNCLEAR
-        if found.low > TIME_LIMIT and slowest[-1] > (1 + TIME_LIMIT) * max(slowest[:-1]):
-            verdict = OVER
+        verdict = HELD if found.value <= TIME_LIMIT else OVER if found.low > TIME_LIMIT else UNCLEAR
+        if verdict == OVER and came_back(slowest[:-1]):
+            verdict = UNCLEAR
     return Line(
         name=name,
         before=slowest[0],
@@ -119,6 +120,12 @@ def _time(name: str, windows: Sequence[list[float]]) -> Line:
         verdict=verdict,
         windows=tuple(slowest),
     )
+
+
+def came_back(times: Sequence[float]) -> bool:
+    """Whether a time rose above the limit and was within it later."""
+    above = [time > (1 + TIME_LIMIT) * times[0] for time in times]
+    return (True, False) in itertools.pairwise(above)
 
 
 def memory(samples: Sequence[Sample], span: Span) -> list[Line]:
