@@ -53,19 +53,19 @@ lint: venv ## ruff, mypy, shellcheck
 
 .PHONY: unit
 unit: venv ## Tests that need no server and no cluster
-	@$(PY) -m pytest -m "not triton and not chart and not cluster and not slow and not gpu"
+	@$(PY) -m support.test unit load
 
 .PHONY: serving
 serving: venv ## Tests against a real tritonserver on this machine
-	@$(PY) -m pytest -m "triton and not cluster and not slow and not gpu"
+	@$(PY) -m support.test serving
 
 .PHONY: chart
 chart: venv ## helm lint, and tests of the rendered charts
-	@$(PY) -m pytest -m "chart and not cluster and not slow"
+	@$(PY) -m support.test chart
 
 .PHONY: e2e
 e2e: venv ## Tests on the cluster of `make up`
-	@$(PY) -m pytest -m "cluster and not slow and not gpu"
+	@$(PY) -m support.test cluster
 
 .PHONY: faults
 faults: venv ## Every fault on the cluster of `make up` (about 100 min), and a table of the results

@@ -1,4 +1,4 @@
-"""`make test`: every stage, each with its own closing line.
+"""`make test`: every stage, or those that are named, each with its own closing line.
 
 Stages go on after a failure, so that one run shows everything that is broken; the exit code is 1
 when any of them failed. Nothing is tried twice.
@@ -6,6 +6,7 @@ when any of them failed. Nothing is tried twice.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -15,11 +16,14 @@ from collections.abc import Sequence
 from support import place
 
 FAST = "not slow and not gpu"
+# Most tests without a server keep one core busy or wait; those of a file share what they prepare.
+TWO = ("-n", "2", "--dist", "loadfile")
 
 
 def stages() -> dict[str, Sequence[str]]:
     """Return the commands by stage."""
     pytest = [sys.executable, "-m", "pytest", "-q", "--durations=8"]
+    alone = f"not triton and not chart and not cluster and {FAST}"
     # What the tests of autoscaling need and `make up` does not; another cluster has its own.
     addons = [sys.executable, "-m", "cluster", "up", "--with=monitoring"]
     embedded = place.foreign_kubeconfig() is None
@@ -29,21 +33,30 @@ def stages() -> dict[str, Sequence[str]]:
         "up": [sys.executable, "-m", "support.up"],
         **({"addons": addons} if embedded else {}),
         # Before the unit tests, too: it builds the validator that some of them use.
-        "chart": [*pytest, "-m", f"chart and not cluster and {FAST}"],
-        "unit": [*pytest, "-m", f"not triton and not chart and not cluster and {FAST}"],
+        "chart": [*pytest, *TWO, "-m", f"chart and not cluster and {FAST}"],
+        "unit": [*pytest, *TWO, "-m", alone, "image/tests", "k8s-tests"],
+        # Apart from those, because it measures.
+        "load": [*pytest, *TWO, "-m", alone, "load_testing/tests"],
         "serving": [*pytest, "-m", f"triton and not cluster and {FAST}"],
         "cluster": [*pytest, "-m", f"cluster and {FAST}"],
     }
 
 
 def main() -> int:
-    """Run all stages; return 0 when every one passed."""
+    """Run all stages, or those named; return 0 when every one passed."""
+    known = stages()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"one of {', '.join(known)}")
+    names = parser.parse_args().stages or list(known)
+    for name in names:
+        if name not in known:
+            parser.error(f"there is no stage '{name}'; there are {', '.join(known)}")
     env = {**os.environ, "PYTHONPATH": str(place.ROOT / "k8s-tests")}
     results: dict[str, tuple[int, float]] = {}
-    for name, words in stages().items():
+    for name in names:
         print(f"== {name}", file=sys.stderr, flush=True)
         start = time.monotonic()
-        code = subprocess.run(list(words), cwd=place.ROOT, env=env, check=False).returncode
+        code = subprocess.run(list(known[name]), cwd=place.ROOT, env=env, check=False).returncode
         results[name] = (code, time.monotonic() - start)
     print("\nstage        result      took", file=sys.stderr)
     for name, (code, seconds) in results.items():
