@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from triton_load import record
 
 ROOT = Path(__file__).parents[2]
 LOCUST = str(Path(sys.executable).parent / "locust")
+Process = subprocess.Popen[str]
+TOKENS = 20
+# A busy test machine must not make a generator call itself late.
+STREAM = ("--client=stream", "--model=known", "--stop-timeout=20", "--max-lag=60000")
+SPAWNED = ("All users spawned", "Spawning is complete")  # Locust's words, in time or late
 
 
 def locust(*words: str, seconds: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +38,7 @@ def locust(*words: str, seconds: float = 120, **variables: str) -> subprocess.Co
     )
 
 
-def start_locust(*words: str) -> subprocess.Popen[str]:
+def start_locust(*words: str) -> Process:
     """Start locust with our locustfile."""
     command = [LOCUST, "-f", "load_testing/locustfile.py", *words]
     return subprocess.Popen(
@@ -43,6 +49,22 @@ def start_locust(*words: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def says(process: Process, *words: str) -> bool:
+    """Wait until a process says one of these."""
+    return any(word in line for line in process.stdout or () for word in words)
+
+
+def finish(name: str, process: Process) -> str:
+    """Wait for a process to end, and return what it said after its name."""
+    text, _ = process.communicate(timeout=90)
+    return f"== {name}\n{text}"
+
+
+def rate(arrivals: Sequence[float]) -> float:
+    """Return arrivals a second: the slope of all of them, so that one that is late means little."""
+    return statistics.linear_regression(sorted(arrivals), range(len(arrivals))).slope
 
 
 def free_port() -> int:
