@@ -44,7 +44,7 @@ SIMULATED = {
     "quick": {"ttft_ms": "5", "inter_token_ms": "2", "slots": "8", "max_total_tokens": "4096"},
     "tight": {"ttft_ms": "5", "inter_token_ms": "20", "slots": "1", "max_queue": "1"},
     "hasty": {"ttft_ms": "5", "inter_token_ms": "20", "slots": "1", "max_queue_seconds": "0.2"},
-    "paced": {"ttft_ms": "5", "inter_token_ms": "5", "slots": "8", "stream_events": "100"},
+    "paced": {"ttft_ms": "5", "inter_token_ms": "20", "slots": "8", "stream_events": "100"},
 }
 
 

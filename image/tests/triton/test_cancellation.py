@@ -26,6 +26,7 @@ from triton_hf.specification import ModelSpec
 STEP = 0.02
 PROMISED = 2 * STEP + 0.1
 CUTS = 20
+WAITERS = 8
 # Cuts that may meet the moment in which a busy machine does something else.
 DISTURBED = 2
 SLOTS = 4
@@ -150,16 +151,23 @@ def test_triton_does_not_notice_that_an_http_client_of_a_whole_answer_left(
 def test_a_stream_that_was_left_while_it_waited_ends_with_its_first_tokens(
     traced: Traced,
 ) -> None:
-    client, first = traced.client, traced.next_job()
-    running = [client.open_stream("m", user_message="a", max_tokens=90_000) for _ in range(SLOTS)]
-    eventually(lambda: client.metrics("m")["triton_hf_requests_running"] == SLOTS)
-    connection = http.client.HTTPConnection("127.0.0.1", client.server.ports.http)
-    body = {"user_message": "a", "max_tokens": 90_000}
-    connection.request("POST", "/v2/models/m_stream/generate_stream", json.dumps(body))
-    eventually(lambda: client.metrics("m")["triton_hf_requests_waiting"] == 1)
-    connection.close()
-    for other in running:
-        other.close()
-    eventually(lambda: bool(traced.times("free", first + SLOTS)))
-    # In steps, not in seconds: one sample of a busy machine's clock says nothing.
-    assert 1 <= len(traced.times("token", first + SLOTS)) <= 1 + PROMISED / STEP
+    client, made = traced.client, []
+    for _ in range(WAITERS):
+        first = traced.next_job()
+        running = [
+            client.open_stream("m", user_message="a", max_tokens=90_000) for _ in range(SLOTS)
+        ]
+        eventually(lambda: client.metrics("m")["triton_hf_requests_running"] == SLOTS)
+        connection = http.client.HTTPConnection("127.0.0.1", client.server.ports.http)
+        body = {"user_message": "a", "max_tokens": 90_000}
+        connection.request("POST", "/v2/models/m_stream/generate_stream", json.dumps(body))
+        eventually(lambda: client.metrics("m")["triton_hf_requests_waiting"] == 1)
+        connection.close()
+        for other in running:
+            other.close()
+        eventually(lambda first=first: bool(traced.times("free", first + SLOTS)))
+        made.append(len(traced.times("token", first + SLOTS)))
+        eventually(lambda: client.metrics("m")["triton_hf_requests_running"] == 0)
+    # In steps, not in seconds: a sample of a busy machine's clock says nothing.
+    assert min(made) >= 1, made
+    assert sorted(made)[-1 - DISTURBED] <= 1 + PROMISED / STEP, made
