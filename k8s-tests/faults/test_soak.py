@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from faults.soak import __main__ as command
 from faults.soak import judge
 from faults.soak.draw import draw
-from faults.soak.drive import STREAM, WHOLE, Ended
+from faults.soak.drive import STREAM, WHOLE, Asked, Ended
+from faults.soak.pace import Look, Pace
 from faults.soak.run import Soak, server, soak
 from faults.soak.watch import Held, Sample
 
@@ -124,6 +126,44 @@ def test_windows_are_of_one_length_and_fill_the_settled_time() -> None:
     assert (windows[0][0], windows[-1][1]) == (SPAN.start, pytest.approx(SPAN.end))
     assert [window[0] for window in windows[1:]] == pytest.approx([w[1] for w in windows[:-1]])
     assert SPAN.window(-1) == windows[-1]
+
+
+def paced(last: float) -> list[Look]:
+    """Return looks at a machine that takes longer by a factor in the last window."""
+    luck = random.Random(6)
+    slow_from = SPAN.window(-1)[0]
+    return [
+        Look(at=float(at), seconds=luck.gauss(0.01, 0.0005) * (last if at >= slow_from else 1.0))
+        for at in range(0, 601, 2)
+    ]
+
+
+def test_what_computes_is_judged_at_one_pace_of_the_machine_and_what_waits_is_not() -> None:
+    def of(model: str, slower: float, machine: float) -> set[str]:
+        ended = [dataclasses.replace(one, model=model) for one in answers(slower)]
+        found = dataclasses.replace(made(ended), looks=paced(machine))
+        return verdicts(found.lines(timed=True))
+
+    assert of("smollm2", 1.2, machine=1.2) == {judge.HELD}
+    assert judge.OVER in of("smollm2", 1.2, machine=1.0)
+    assert judge.OVER in of("smollm2", 1.0, machine=0.8)
+    assert judge.OVER in of("simulated", 1.2, machine=1.2)
+
+
+def test_a_look_at_the_pace_is_of_the_computation_and_not_of_waiting() -> None:
+    timer = Pace()
+    for _ in range(5):
+        timer.look()
+        time.sleep(0.05)
+    assert all(0 < look.seconds < 0.5 for look in timer.looks)
+    assert [look.at for look in timer.looks] == sorted(look.at for look in timer.looks)
+
+
+def test_users_who_think_ask_at_the_rate_that_is_wanted() -> None:
+    asked = Asked(model="m", tokens=8, clients=6, slots=4, computes=True)
+    # 10 answers a second at most with 4 slots: one takes 0.4 s, so 6 users make 8/s with 0.35 s.
+    assert asked.pause(rate=8.0, capacity=10.0) == pytest.approx(0.35)
+    assert asked.pause(rate=30.0, capacity=10.0) == 0.0
 
 
 def made(ended: list[Ended]) -> Soak:

@@ -1,4 +1,4 @@
-"""The picture of a soak: times, memory and /dev/shm over the minutes."""
+"""The picture of a soak: times, the machine's pace, memory and /dev/shm over the minutes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ PIECES = 30  # points of a line of times
 
 def draw(found: Soak, file: Path) -> None:
     """Write the picture as PNG."""
-    figure, (times, memory, shared) = pyplot.subplots(3, 1, figsize=(10, 11), sharex=True)
+    figure, (times, pace, memory, shared) = pyplot.subplots(
+        4, 1, figsize=(10, 13), sharex=True, height_ratios=(3, 1, 2, 2)
+    )
     start = found.samples[0].at
     minutes = [(sample.at - start) / 60 for sample in found.samples]
     _times(found, times, start)
+    looks = [((look.at - start) / 60, 1000 * look.seconds) for look in found.looks]
+    pace.plot([at for at, _ in looks], [ms for _, ms in looks], color="grey", linewidth=0.5)
+    pace.set_ylim(bottom=0)
+    pace.set_ylabel("ms")
+    pace.set_title("A fixed computation beside the server: the pace of the machine", fontsize=10)
     for name in found.samples[0].processes:
         values = [s.processes[name].rss if name in s.processes else 0 for s in found.samples]
         change = [value / values[0] * 100 - 100 for value in values]
@@ -34,7 +41,7 @@ def draw(found: Soak, file: Path) -> None:
     shared.set_ylabel("MiB")
     shared.set_title("/dev/shm of the server's processes", fontsize=10)
     shared.set_xlabel("minutes")
-    for axes in (times, memory, shared):
+    for axes in (times, pace, memory, shared):
         axes.grid(alpha=0.3)
         for window in (found.span.window(0), found.span.window(-1)):
             left, right = ((at - start) / 60 for at in window)

@@ -1,6 +1,10 @@
 """The load of the soak: answers, streams, clients that leave and requests that are refused.
 
-It is open: requests come at random times at a fixed rate, whether or not the server keeps up.
+A model whose time is its own gets an open load: requests come at random times at a fixed rate,
+whether or not the server keeps up. One that computes shares its cores with what else the machine
+does, so a fixed rate is 80 % of what it can do at one moment and all of it at another, and its
+times tell of queues alone. It gets users instead, who think between two requests, as in Locust:
+when it slows down, so does the load.
 """
 
 from __future__ import annotations
@@ -24,11 +28,26 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A model under load; every answer has `tokens` tokens, so that all cost about the same."""
+    """A model under load; every answer has `tokens` tokens, so that all cost about the same.
+
+    Attributes:
+        clients: requests in flight while the capacity is found, and the users of one that computes.
+        slots: requests that the model answers at a time.
+        computes: whether its times depend on the cores.
+    """
 
     model: str
     tokens: int
     clients: int
+    slots: int
+    computes: bool = False
+
+    def pause(self, rate: float, capacity: float) -> float:
+        """Return the mean seconds that a user thinks, for so many answers a second of all users.
+
+        While no request waits for a slot, an answer takes slots / capacity.
+        """
+        return max(0.0, self.clients / rate - self.slots / capacity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +109,25 @@ class Drive:
                 task = asyncio.create_task(self._one(one, kind))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    async def think(self, one: Asked, pause: float, end: float) -> None:
+        """Let the users ask, each after a random time of `pause` seconds on average, until `end`.
+
+        All of them have ended then.
+        """
+        weights = [*ANSWERED.values()]
+        luck = random.Random(f"{self._seed} {one.model}")
+
+        async def user() -> None:
+            while (now := time.monotonic()) < end:
+                await asyncio.sleep(min(luck.expovariate(1 / pause) if pause else 0.0, end - now))
+                for kind, share in BESIDES.items():
+                    if luck.random() < share:
+                        await self._one(one, kind)
+                (kind,) = luck.choices([*ANSWERED], weights=weights)
+                await self._one(one, kind)
+
+        await asyncio.gather(*(user() for _ in range(one.clients)))
 
     async def finish(self) -> None:
         """Wait for all that is open."""

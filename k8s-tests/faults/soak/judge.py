@@ -3,8 +3,8 @@
 A time is compared by its 99th percentile, with the 95 % interval of the change. It has drifted
 when the whole interval lies above the limit, and it has not when the change is within the limit.
 Between the two the machine was too noisy to say; so it was when the time rose above the limit and
-came back before the last window, because all windows get the same load. Memory is compared by
-medians.
+came back before the last window, because all windows get the same load. Times of a model that
+computes are in those of a fixed computation beside it. Memory is compared by medians.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from faults.soak import pace
 from faults.soak.drive import STREAM, WHOLE, Ended
+from faults.soak.pace import Look
 from faults.soak.watch import Sample
 from triton_load.report import resample
 
@@ -222,6 +224,22 @@ def stolen(share: float, lines: Sequence[Line]) -> list[Line]:
         for each in lines
     ]
     return [*judged, line]
+
+
+def paces(looks: Sequence[Look], span: Span) -> list[Line]:
+    """Tell how long a fixed computation took in each window, by which times were divided."""
+    windows = tuple(1000 * pace.within(looks, window) for window in span.windows())
+    return [
+        Line(
+            name="a fixed computation, ms",
+            before=windows[0],
+            after=windows[-1],
+            spread=f"{min(windows):.1f} to {max(windows):.1f}",
+            limit="none",
+            verdict=HELD,
+            windows=windows,
+        )
+    ]
 
 
 def faults(ended: Sequence[Ended]) -> list[Line]:

@@ -7,11 +7,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from faults.soak import judge, watch
-from faults.soak.drive import Asked, Drive, Ended
+from faults.soak import judge, pace, watch
+from faults.soak.drive import ANSWERED, Asked, Drive, Ended
+from faults.soak.pace import Look, Pace
 from support.hub.repositories import populate
 from support.hub.server import running_hub
 from support.models import REPOSITORY
@@ -23,8 +24,9 @@ from triton_hf.specification import ModelSpec
 LOAD = 0.8  # of what the server can do
 EVERY = 2.0  # seconds between two samples
 MODELS = {
-    "simulated": Asked(model="simulated", tokens=24, clients=6),
-    "smollm2": Asked(model="smollm2", tokens=24, clients=6),
+    "simulated": Asked(model="simulated", tokens=24, clients=6, slots=4),
+    # Short answers, because a 99th percentile needs many.
+    "smollm2": Asked(model="smollm2", tokens=8, clients=6, slots=4, computes=True),
 }
 SPECS = {
     "simulated": ModelSpec(
@@ -52,6 +54,7 @@ class Soak:
         idle: samples without any request, before and after.
         span: the settled time, in which windows are compared.
         stolen: share of the cores' time under load that a hypervisor took.
+        looks: at the machine's pace, while it was loaded.
     """
 
     capacity: dict[str, float]
@@ -60,19 +63,41 @@ class Soak:
     idle: tuple[watch.Sample, watch.Sample]
     span: judge.Span
     stolen: float = 0.0
+    looks: Sequence[Look] = ()
 
     def lines(self, *, timed: bool) -> list[judge.Line]:
         """Return every comparison; without `timed` none of times."""
         answers = [
             *judge.faults(self.ended),
-            *(judge.times(self.ended, self.span) if timed else []),
+            *(judge.times(self.at_one_pace(), self.span) if timed else []),
         ]
         return [
             *judge.stolen(self.stolen, answers),
+            *(judge.paces(self.looks, self.span) if self.looks else []),
             *judge.memory(self.samples, self.span),
             judge.shared(self.samples, self.span),
             *judge.idle(*self.idle),
         ]
+
+    def rate(self, model: str) -> float:
+        """Return the answers a second that a model gave in the settled time."""
+        answered = [one for one in self.ended if one.model == model and one.kind in ANSWERED]
+        found = judge.within(answered, (self.span.start, self.span.end))
+        return len(found) / (self.span.end - self.span.start)
+
+    def at_one_pace(self) -> list[Ended]:
+        """Return the requests, those of a model that computes as long as at the first pace."""
+        if not self.looks:
+            return list(self.ended)
+        first = pace.within(self.looks, self.span.window(0))
+
+        def scaled(one: Ended) -> Ended:
+            if one.model not in MODELS or not MODELS[one.model].computes:
+                return one
+            now = pace.around(self.looks, one.at + one.seconds / 2)
+            return replace(one, seconds=one.seconds * first / now)
+
+        return [scaled(one) for one in self.ended]
 
 
 @contextlib.contextmanager
@@ -115,8 +140,10 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
     spent = watch.cpu_seconds()
     start = time.monotonic()
     span = judge.Span(start=start + seconds / 10, end=start + seconds)
-    rates = {one: capacity[one.model] * LOAD for one in asked}
-    samples = asyncio.run(_load(running, drive, rates, [(start, span.start), *span.windows()], say))
+    spans = [(start, span.start), *span.windows()]
+    load = Load(drive=drive, asked=asked, capacity=capacity, spans=spans)
+    timer = Pace()
+    samples = asyncio.run(_load(running, load, timer, say))
     all_of_it, taken = (b - a for a, b in zip(spent, watch.cpu_seconds(), strict=True))
     after = settled(running)
     return Soak(
@@ -126,6 +153,7 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
         idle=(before, after),
         span=span,
         stolen=taken / all_of_it if all_of_it else 0.0,
+        looks=tuple(timer.looks),
     )
 
 
@@ -152,26 +180,47 @@ def settled(running: Server) -> watch.Sample:
     return until(still, seconds=60, every=0.5)
 
 
-async def _load(
-    running: Server,
-    drive: Drive,
-    rates: Mapping[Asked, float],
-    spans: Sequence[tuple[float, float]],
-    say: Say,
-) -> list[watch.Sample]:
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is sent, at 80 % of the capacity of each model."""
+
+    drive: Drive
+    asked: Sequence[Asked]
+    capacity: Mapping[str, float]
+    spans: Sequence[tuple[float, float]]
+
+    @property
+    def end(self) -> float:
+        """When nothing more begins, in monotonic seconds."""
+        return self.spans[-1][1]
+
+    def begin(self) -> list[asyncio.Task[None]]:
+        """Begin to send; the tasks end with the load."""
+        return [asyncio.create_task(self._send(one)) for one in self.asked]
+
+    async def _send(self, one: Asked) -> None:
+        most = self.capacity[one.model]
+        if one.computes:
+            await self.drive.think(one, one.pause(LOAD * most, most), self.end)
+        else:
+            await self.drive.arrive(one, LOAD * most, self.spans)
+
+
+async def _load(running: Server, load: Load, timer: Pace, say: Say) -> list[watch.Sample]:
     samples: list[watch.Sample] = []
-    end = spans[-1][1]
-    arrivals = [asyncio.create_task(drive.arrive(one, rate, spans)) for one, rate in rates.items()]
+    sending = load.begin()
     told = 0.0
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < load.end:
         samples.append(await asyncio.to_thread(watch.sample, running))
+        await asyncio.to_thread(timer.look)
         if now - told > 10:
             told = now
             held = samples[-1].processes
             memory = ", ".join(f"{name} {one.rss / 2**20:.0f}" for name, one in held.items())
-            wrong = sum(bool(one.fault) for one in drive.ended)
-            say(f"{end - now:.0f} s left, {len(drive.ended)} ended, {wrong} wrong; MiB: {memory}")
-        await asyncio.sleep(min(EVERY, max(0.0, end - time.monotonic())))
-    await asyncio.gather(*arrivals)
-    await drive.finish()
+            ended = load.drive.ended
+            wrong = sum(bool(one.fault) for one in ended)
+            say(f"{load.end - now:.0f} s left, {len(ended)} ended, {wrong} wrong; MiB: {memory}")
+        await asyncio.sleep(min(EVERY, max(0.0, load.end - time.monotonic())))
+    await asyncio.gather(*sending)
+    await load.drive.finish()
     return samples
