@@ -49,7 +49,7 @@ print(urllib.request.urlopen("http://127.0.0.1:8002/metrics", timeout=10).read()
 def values(here: Place, namespace: str, *, light: bool = True, **more: Any) -> dict[str, Any]:
     """Return values of two servers with the probes that the chart has by default.
 
-    They are on two nodes, unless the store can be on one only.
+    They are on two nodes where Kubernetes can do it at once; see `on_two_nodes`.
 
     Args:
         here: the cluster.
@@ -140,6 +140,16 @@ def fullname(release: Release) -> str:
     words = ("deployment", "-l", release.selector())
     (found,) = helm.get(release.place, release.namespace, *words)["items"]
     return str(found["metadata"]["name"])
+
+
+def on_two_nodes() -> dict[str, Any]:
+    """Return values with which the second server waits until it can be on another node.
+
+    A claim that is bound when its first pod has a node keeps pods that come before its volume is
+    made on that node, and a spread that only prefers others does not hold them back.
+    """
+    spread = {"topologyKey": "kubernetes.io/hostname", "maxSkew": 1}
+    return {"topologySpreadConstraints": [{**spread, "whenUnsatisfiable": "DoNotSchedule"}]}
 
 
 def grpc_by_node_port() -> dict[str, Any]:
