@@ -246,9 +246,16 @@ def test_down_finds_the_processes_of_a_cluster_whose_records_are_lost(machine: M
 def test_down_clears_what_a_killed_up_left(machine: Machine) -> None:
     before = machine.traces()
     words = (sys.executable, "-m", "cluster", "up")
-    up = machine.start(*words, stderr=subprocess.DEVNULL, start_new_session=True)
+    said = machine.cache / "said"
+    with said.open("w") as file:
+        up = machine.start(*words, stderr=file, start_new_session=True)
+
+    def runs() -> bool:
+        assert up.poll() is None, said.read_text()
+        return "containerd" in machine.processes()
+
     try:
-        until(lambda: "containerd" in machine.processes(), seconds=60, every=0.1)
+        until(runs, seconds=60, every=0.1)
     finally:
         os.killpg(up.pid, signal.SIGKILL)
         up.wait()
