@@ -121,6 +121,12 @@ def test_on_cores_that_the_host_took_nothing_is_said_of_answers() -> None:
     assert command.verdict(leaking.lines(timed=True)) == judge.OVER
 
 
+def test_a_load_that_was_not_the_wanted_share_of_the_capacity_is_unclear() -> None:
+    slow = dataclasses.replace(made(answers()), capacity={"m": 38.0})
+    assert command.verdict(slow.lines(timed=True)) == judge.UNCLEAR
+    assert command.verdict(made(answers()).lines(timed=True)) == judge.HELD
+
+
 def test_windows_are_of_one_length_and_fill_the_settled_time() -> None:
     windows = SPAN.windows()
     assert (windows[0][0], windows[-1][1]) == (SPAN.start, pytest.approx(SPAN.end))
@@ -141,7 +147,7 @@ def paced(last: float) -> list[Look]:
 def test_what_computes_is_judged_at_one_pace_of_the_machine_and_what_waits_is_not() -> None:
     def of(model: str, slower: float, machine: float) -> set[str]:
         ended = [dataclasses.replace(one, model=model) for one in answers(slower)]
-        found = dataclasses.replace(made(ended), looks=paced(machine))
+        found = dataclasses.replace(made(ended), looks=paced(machine), capacity={model: 50.0})
         return verdicts(found.lines(timed=True))
 
     assert of("smollm2", 1.2, machine=1.2) == {judge.HELD}
@@ -169,7 +175,7 @@ def test_users_who_think_ask_at_the_rate_that_is_wanted() -> None:
 def made(ended: list[Ended]) -> Soak:
     found = samples()
     return Soak(
-        capacity={"m": 20.0, "silent": 0.0},
+        capacity={"m": 50.0, "silent": 0.0},
         ended=ended,
         samples=found,
         idle=(found[0], found[-1]),

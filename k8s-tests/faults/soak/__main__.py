@@ -13,7 +13,7 @@ load no descriptor and no thread more than before. Writes soak.json and
 soak.png; a run of ten minutes or more also gets a row in the table of `python -m faults.results`.
 
 Exit codes: 0 all held; 1 something is over its limit; 2 it could not run; 3 nothing is over, but
-times varied too much, or answers were too few, to say so of each.
+times varied too much, answers were too few, or the load was not 80 %, to say so of each.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ TIME_LIMIT = 0.05
 MEMORY_LIMIT = 0.02
 MEMORY_FLOOR = 1 << 20  # bytes; 2 % of a stub without a model is less than one of malloc's steps
 STOLEN_LIMIT = 0.05  # of the cores' time, taken by a hypervisor for other machines
+LOAD_LIMIT = 0.1  # of the capacity
 WINDOWS = 5
 LEAST = 300  # answers in a window, below which its 99th percentile says nothing
 HELD, OVER, UNCLEAR = "held", "over", "unclear"
@@ -224,6 +225,21 @@ def stolen(share: float, lines: Sequence[Line]) -> list[Line]:
         for each in lines
     ]
     return [*judged, line]
+
+
+def load(model: str, share: float, wanted: float) -> Line:
+    """Check that a model was loaded as much as was wanted of what it can do.
+
+    On a machine that was slower while the capacity was found, the load was lower than it seems.
+    """
+    return Line(
+        name=f"load of {model}, % of its capacity",
+        before=100 * wanted,
+        after=100 * share,
+        spread="",
+        limit=f"{LOAD_LIMIT:.0%} off",
+        verdict=HELD if abs(share - wanted) <= LOAD_LIMIT else UNCLEAR,
+    )
 
 
 def paces(looks: Sequence[Look], span: Span) -> list[Line]:

@@ -71,8 +71,14 @@ class Soak:
             *judge.faults(self.ended),
             *(judge.times(self.at_one_pace(), self.span) if timed else []),
         ]
+        loads = [
+            judge.load(name, self.rate(name) / most, LOAD)
+            for name, most in self.capacity.items()
+            if timed and most
+        ]
         return [
             *judge.stolen(self.stolen, answers),
+            *loads,
             *(judge.paces(self.looks, self.span) if self.looks else []),
             *judge.memory(self.samples, self.span),
             judge.shared(self.samples, self.span),
