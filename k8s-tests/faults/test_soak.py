@@ -124,6 +124,11 @@ def test_on_cores_that_the_host_took_nothing_is_said_of_answers() -> None:
 def test_a_load_that_was_not_the_wanted_share_of_the_capacity_is_unclear() -> None:
     slow = dataclasses.replace(made(answers()), capacity={"m": 38.0})
     assert command.verdict(slow.lines(timed=True)) == judge.UNCLEAR
+    # A capacity of 25/s that was found at half the pace of the load is one of 50/s.
+    found = dataclasses.replace(slow, capacity={"smollm2": 25.0}, looks=paced(1.0))
+    ended = [dataclasses.replace(one, model="smollm2") for one in answers()]
+    found = dataclasses.replace(found, ended=ended, found_at=0.02)
+    assert found.share("smollm2") == pytest.approx(0.8, rel=0.02)
     assert command.verdict(made(answers()).lines(timed=True)) == judge.HELD
 
 

@@ -71,6 +71,7 @@ def write(found: Soak, lines: list[judge.Line], *, minutes: float, folder: Path)
         "load_average_at_the_end": round(os.getloadavg()[0], 1),
         "capacity_per_second": found.capacity,
         "load": LOAD,
+        "capacity_found_at_ms": round(1000 * found.found_at, 3),
         "answered_per_second": {name: found.rate(name) for name in found.capacity},
         "lines": [asdict(line) for line in lines],
         "samples": samples,
@@ -100,7 +101,7 @@ def row(found: Soak, lines: list[judge.Line], *, minutes: float) -> results.Row:
     )
     wrong = sum(bool(one.fault) for one in found.ended)
     rates = " and ".join(
-        f"{found.rate(name):.1f}/s {name}, {found.rate(name) / most:.0%}"
+        f"{found.rate(name):.1f}/s {name}, {found.share(name):.0%}"
         for name, most in found.capacity.items()
         if most
     )

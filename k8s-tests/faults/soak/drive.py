@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scaling.load import Record, Target, infer, send, stream
@@ -110,17 +110,18 @@ class Drive:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def think(self, one: Asked, pause: float, end: float) -> None:
-        """Let the users ask, each after a random time of `pause` seconds on average, until `end`.
+    async def think(self, one: Asked, pause: Callable[[], float], end: float) -> None:
+        """Let the users ask until `end`; all of them have ended then.
 
-        All of them have ended then.
+        Each waits before it asks, at random, by `pause` seconds of that moment on average.
         """
         weights = [*ANSWERED.values()]
         luck = random.Random(f"{self._seed} {one.model}")
 
         async def user() -> None:
             while (now := time.monotonic()) < end:
-                await asyncio.sleep(min(luck.expovariate(1 / pause) if pause else 0.0, end - now))
+                mean = pause()
+                await asyncio.sleep(min(luck.expovariate(1 / mean) if mean else 0.0, end - now))
                 for kind, share in BESIDES.items():
                     if luck.random() < share:
                         await self._one(one, kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -55,6 +56,7 @@ class Soak:
         span: the settled time, in which windows are compared.
         stolen: share of the cores' time under load that a hypervisor took.
         looks: at the machine's pace, while it was loaded.
+        found_at: seconds that the fixed computation took while the capacity was found.
     """
 
     capacity: dict[str, float]
@@ -64,6 +66,7 @@ class Soak:
     span: judge.Span
     stolen: float = 0.0
     looks: Sequence[Look] = ()
+    found_at: float = 0.0
 
     def lines(self, *, timed: bool) -> list[judge.Line]:
         """Return every comparison; without `timed` none of times."""
@@ -72,7 +75,7 @@ class Soak:
             *(judge.times(self.at_one_pace(), self.span) if timed else []),
         ]
         loads = [
-            judge.load(name, self.rate(name) / most, LOAD)
+            judge.load(name, self.share(name), LOAD)
             for name, most in self.capacity.items()
             if timed and most
         ]
@@ -90,6 +93,13 @@ class Soak:
         answered = [one for one in self.ended if one.model == model and one.kind in ANSWERED]
         found = judge.within(answered, (self.span.start, self.span.end))
         return len(found) / (self.span.end - self.span.start)
+
+    def share(self, model: str) -> float:
+        """Return that as a part of the capacity, of one that computes at the pace of that time."""
+        most = self.capacity[model]
+        if self.looks and self.found_at and model in MODELS and MODELS[model].computes:
+            most *= self.found_at / pace.within(self.looks, (self.span.start, self.span.end))
+        return self.rate(model) / most
 
     def at_one_pace(self) -> list[Ended]:
         """Return the requests, those of a model that computes as long as at the first pace."""
@@ -138,7 +148,9 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
     seconds = minutes * 60
     search = min(60.0, max(10.0, seconds / 10))
     say(f"finding the capacity ({search:.0f} s)")
-    capacity = asyncio.run(drive.capacity(asked, search))
+    timer = Pace()
+    capacity = asyncio.run(_search(drive, asked, search, timer))
+    found_at = statistics.median(look.seconds for look in timer.looks)
     for name, rate in capacity.items():
         say(f"{name} ends {rate:.1f} requests/s at most; it gets {rate * LOAD:.1f}")
     drive.ended.clear()
@@ -147,9 +159,11 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
     start = time.monotonic()
     span = judge.Span(start=start + seconds / 10, end=start + seconds)
     spans = [(start, span.start), *span.windows()]
-    load = Load(drive=drive, asked=asked, capacity=capacity, spans=spans)
-    timer = Pace()
-    samples = asyncio.run(_load(running, load, timer, say))
+    timer.looks.clear()
+    load = Load(
+        drive=drive, asked=asked, capacity=capacity, spans=spans, timer=timer, found_at=found_at
+    )
+    samples = asyncio.run(_load(running, load, say))
     all_of_it, taken = (b - a for a, b in zip(spent, watch.cpu_seconds(), strict=True))
     after = settled(running)
     return Soak(
@@ -160,6 +174,7 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
         span=span,
         stolen=taken / all_of_it if all_of_it else 0.0,
         looks=tuple(timer.looks),
+        found_at=found_at,
     )
 
 
@@ -188,12 +203,19 @@ def settled(running: Server) -> watch.Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is sent, at 80 % of the capacity of each model."""
+    """What is sent, at 80 % of the capacity of each model.
+
+    Attributes:
+        capacity: answers a second, found when the fixed computation took `found_at` seconds.
+        timer: what it takes now.
+    """
 
     drive: Drive
     asked: Sequence[Asked]
     capacity: Mapping[str, float]
     spans: Sequence[tuple[float, float]]
+    timer: Pace
+    found_at: float
 
     @property
     def end(self) -> float:
@@ -207,18 +229,35 @@ class Load:
     async def _send(self, one: Asked) -> None:
         most = self.capacity[one.model]
         if one.computes:
-            await self.drive.think(one, one.pause(LOAD * most, most), self.end)
+
+            def pause() -> float:
+                looks = self.timer.looks
+                now = pace.around(looks, looks[-1].at) if looks else self.found_at
+                can = most * self.found_at / now
+                return one.pause(LOAD * can, can)
+
+            await self.drive.think(one, pause, self.end)
         else:
             await self.drive.arrive(one, LOAD * most, self.spans)
 
 
-async def _load(running: Server, load: Load, timer: Pace, say: Say) -> list[watch.Sample]:
+async def _search(
+    drive: Drive, asked: list[Asked], seconds: float, timer: Pace
+) -> dict[str, float]:
+    found = asyncio.create_task(drive.capacity(asked, seconds))
+    while not found.done():
+        await asyncio.to_thread(timer.look)
+        await asyncio.wait([found], timeout=EVERY)
+    return found.result()
+
+
+async def _load(running: Server, load: Load, say: Say) -> list[watch.Sample]:
     samples: list[watch.Sample] = []
     sending = load.begin()
     told = 0.0
     while (now := time.monotonic()) < load.end:
         samples.append(await asyncio.to_thread(watch.sample, running))
-        await asyncio.to_thread(timer.look)
+        await asyncio.to_thread(load.timer.look)
         if now - told > 10:
             told = now
             held = samples[-1].processes
