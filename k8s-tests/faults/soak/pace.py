@@ -58,8 +58,9 @@ class Pace:
 
 def around(looks: Sequence[Look], at: float) -> float:
     """Return the median of the looks around a moment, of the nearest ones where there are none."""
-    times = [look.at for look in looks]
-    left, right = bisect.bisect(times, at - AROUND), bisect.bisect(times, at + AROUND)
+    left, right = (
+        bisect.bisect(looks, end, key=lambda look: look.at) for end in (at - AROUND, at + AROUND)
+    )
     chosen = looks[left:right] or looks[max(0, left - 1) : left + 1]
     return statistics.median(look.seconds for look in chosen)
 

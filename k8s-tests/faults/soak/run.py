@@ -24,21 +24,22 @@ from triton_hf.specification import ModelSpec
 
 LOAD = 0.8  # of what the server can do
 EVERY = 2.0  # seconds between two samples
+SLOTS = 4  # of each model
 MODELS = {
-    "simulated": Asked(model="simulated", tokens=24, clients=6, slots=4),
+    "simulated": Asked(model="simulated", tokens=24, clients=6, slots=SLOTS),
     # Short answers, because a 99th percentile needs many.
-    "smollm2": Asked(model="smollm2", tokens=8, clients=6, slots=4, computes=True),
+    "smollm2": Asked(model="smollm2", tokens=8, clients=6, slots=SLOTS, computes=True),
 }
 SPECS = {
     "simulated": ModelSpec(
         name="simulated",
         engine="simulated",
-        parameters={"ttft_ms": "50", "inter_token_ms": "10", "slots": "4"},
+        parameters={"ttft_ms": "50", "inter_token_ms": "10", "slots": str(SLOTS)},
     ),
     "smollm2": ModelSpec(
         name="smollm2",
         repository=REPOSITORY,
-        parameters={"dtype": "bfloat16", "device": "cpu", "slots": "4"},
+        parameters={"dtype": "bfloat16", "device": "cpu", "slots": str(SLOTS)},
     ),
 }
 Say = Callable[[str], None]
