@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-VERSION = 3  # of the interface; the same number as in interface.cpp
+VERSION = 4  # of the interface; the same number as in interface.cpp
 NAME = "libtriton_native.so"
 SOURCE = Path(__file__).with_name("source")
 _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
@@ -27,8 +27,13 @@ _FLAGS += ("-fno-gnu-unique",)
 _FLAGS += ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 _COMPILE_SECONDS = 300
 # Levels of instructions, as in step.h.
-AVX512, AVX512_BF16, AMX = 1, 2, 3
-LEVELS = {AVX512: "AVX512", AVX512_BF16: "AVX512-BF16", AMX: "AMX"}
+AVX512, AVX512_VNNI, AVX512_BF16, AMX = 1, 2, 3, 4
+LEVELS = {
+    AVX512: "AVX512",
+    AVX512_VNNI: "AVX512-VNNI, int16",
+    AVX512_BF16: "AVX512-BF16",
+    AMX: "AMX",
+}
 # Levels whose instructions are replaced by others, for tests on CPUs without them.
 EMULATED = "-DNATIVE_EMULATE"
 _MACHINES = ("x86_64", "AMD64")

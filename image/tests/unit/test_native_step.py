@@ -50,6 +50,9 @@ MODELS: dict[str, Any] = {
     "llama, 13 query heads for each key head": lambda: transformers.LlamaConfig(
         **SIZES | {"num_attention_heads": 26, "hidden_size": 416}
     ),
+    "llama, inputs in blocks of unlike length": lambda: transformers.LlamaConfig(
+        **SIZES | {"hidden_size": 576, "intermediate_size": 1120}
+    ),
     "mistral, sliding window": lambda: transformers.MistralConfig(**SIZES, sliding_window=9),
     "qwen2, biases": lambda: transformers.Qwen2Config(**SIZES),
     "qwen3, norms of queries and keys": lambda: transformers.Qwen3Config(**SIZES),
@@ -373,6 +376,36 @@ def test_logits_that_are_no_numbers_are_seen_by_the_check() -> None:
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ArithmeticError, match="no numbers"):
         make_runner(model).check()
+
+
+def test_sums_are_exact_where_all_weights_and_all_activations_are_alike() -> None:
+    """No other numbers of the same norms have as large a sum: 32 bits just hold it."""
+    model = make_model("llama, inputs in blocks of unlike length", tie_word_embeddings=False)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear | torch.nn.Embedding):
+                layer.weight.fill_(0.0101)
+    ids = prompt(40)
+    with torch.inference_mode():
+        exact = copy.deepcopy(model).float()(torch.tensor([ids])).logits[0, -1]
+    runner = make_runner(model)
+    assert distance(runner.extend(runner.begin(), ids)[0], exact) < 0.01 * Now.coarse()
+
+
+@pytest.mark.parametrize("size", [30.0, 1e3, 1e6])
+def test_a_weight_far_above_the_others_does_not_drown_them(size) -> None:
+    model = make_model()
+    with torch.no_grad():
+        # What one input brings in through the first is multiplied by 0 behind it.
+        model.model.layers[0].mlp.up_proj.weight[7] *= size
+        model.model.layers[0].mlp.down_proj.weight[:, 7] = 0
+    ids = prompt(40)
+    with torch.inference_mode():
+        plain = rounding_like(model)(torch.tensor([ids])).logits[0, -1]
+        exact = copy.deepcopy(model).float()(torch.tensor([ids])).logits[0, -1]
+    runner = make_runner(model)
+    found = runner.extend(runner.begin(), ids)[0]
+    assert distance(found, exact) < 1.5 * distance(plain, exact) + 0.002
 
 
 def test_threads_sleep_while_nothing_is_asked() -> None:

@@ -2,4 +2,5 @@
 #define NATIVE_LEVEL amx
 #define NATIVE_BF16 1
 #define NATIVE_TILES 1
+#define NATIVE_WORDS 0
 #include "llama.h"

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "panels.h"
 
@@ -27,10 +28,32 @@ struct Bytes {
     int32_t* offsets;  // -128 x the sum of a block
     size_t inputs;     // distance of two rows, in values
   };
+
+  // Rows of activations in int8; made before each product.
+  class Buffer {
+   public:
+    void make(int rows, int width) {
+      values_.resize(static_cast<size_t>(rows) * width);
+      scales_.resize(values_.size() / kBlock);
+      offsets_.resize(values_.size() / kBlock);
+    }
+    Rows rows(int, int inputs) {
+      return {values_.data(), scales_.data(), offsets_.data(), static_cast<size_t>(inputs)};
+    }
+
+   private:
+    std::vector<int8_t> values_;
+    std::vector<float> scales_;
+    std::vector<int32_t> offsets_;
+  };
+
   static constexpr int kRows = 6;
   static constexpr int kWide = 6;
+  static constexpr int kTogether = 1;
 
   static int panels_of(int rows) { return rows <= 2 ? 6 : rows <= 3 ? 4 : 2; }
+
+  static int blocks(int) { return 1; }
 
   static size_t scale_bytes(int inputs) {
     return (static_cast<size_t>(inputs) / kBlock * kPanel * sizeof(bf16) + 63) / 64 * 64;
@@ -43,8 +66,8 @@ struct Bytes {
   static void prepare(int) {}
   static void finish() {}
 
-  // Bring rows of activations into int8.
-  static void quantise(const Value* from, const Rows& to, int row, int inputs) {
+  // Bring a row of activations into int8.
+  static void convert(const Value* from, const Rows& to, int row, int inputs) {
     int8_t* values = to.values + row * to.inputs;
     for (int block = 0; block < inputs / kBlock; ++block, from += kBlock, values += kBlock) {
       const __m512 low = load16(from), high = load16(from + 16);
@@ -95,7 +118,7 @@ struct Bytes {
   }
 
   static void compute(const Rows& a, int row, int rows, int panels, const char* w, size_t ldw,
-                      int inputs, float* out, size_t ldo, const char* next, size_t ldn) {
+                      int inputs, int, float* out, size_t ldo, const char* next, size_t ldn) {
     using Tile = void (*)(const Rows&, int, const char*, size_t, int, float*, size_t, const char*,
                           size_t);
 #define NATIVE_NARROW(R) {tile<R, 1>, tile<R, 2>, nullptr, nullptr, nullptr, nullptr}

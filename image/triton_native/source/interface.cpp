@@ -27,7 +27,7 @@ bool tiles_allowed() {
 extern "C" {
 
 // Raise it when a function or a structure of this interface changes.
-int32_t native_version() { return 3; }
+int32_t native_version() { return 4; }
 
 // The best level whose instructions can run here, 0 for none. Whether tiles really work, as the
 // flags say, only a process that tries them can tell.
@@ -40,7 +40,8 @@ int32_t native_level() {
                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                      __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (!basic) return 0;
-  if (!__builtin_cpu_supports("avx512bf16")) return native::kAvx512;
+  if (!__builtin_cpu_supports("avx512bf16"))
+    return __builtin_cpu_supports("avx512vnni") ? native::kAvx512Vnni : native::kAvx512;
   return tiles_allowed() ? native::kAmx : native::kAvx512Bf16;
 }
 
@@ -56,6 +57,7 @@ Step* native_create(const Config* config, int32_t level) {
   try {
     switch (level) {
       case native::kAvx512: return native::make_avx512(*config);
+      case native::kAvx512Vnni: return native::make_avx512_vnni(*config);
       case native::kAvx512Bf16: return native::make_avx512_bf16(*config);
       case native::kAmx: return native::make_amx(*config);
       default: return nullptr;

@@ -28,14 +28,18 @@
 #if NATIVE_TILES
 #include "tiles.h"
 #endif
+#if NATIVE_WORDS
+#include "int16.h"
+#endif
 
 namespace native {
 namespace NATIVE_LEVEL {
 
-#if NATIVE_TILES
-using Plain = Tiles;
+// How weights in bf16 lie in their panels.
+#if NATIVE_WORDS
+using Packed = Words;
 #else
-using Plain = Vectors;
+using Packed = Vectors;
 #endif
 
 inline size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
@@ -73,21 +77,6 @@ struct Rows {
   void make(int rows, int width) {
     ld = round_up(width, 32) + 32;
     memory = std::make_unique<Memory>(static_cast<size_t>(rows) * ld * sizeof(Value));
-  }
-};
-
-// The same rows in int8, made before each product.
-struct ByteRows {
-  std::vector<int8_t> values;
-  std::vector<float> scales;
-  std::vector<int32_t> offsets;
-  Bytes::Rows rows(int inputs) {
-    return {values.data(), scales.data(), offsets.data(), static_cast<size_t>(inputs)};
-  }
-  void make(int rows, int width) {
-    values.resize(static_cast<size_t>(rows) * width);
-    scales.resize(values.size() / kBlock);
-    offsets.resize(values.size() / kBlock);
   }
 };
 
@@ -150,13 +139,10 @@ class Model final : public Step {
         const int row = source * kPanel + lane;
         if (row >= outputs) break;
         const bf16* in = from + static_cast<size_t>(row) * to.inputs;
-        if (int8_) {
+        if (int8_)
           Bytes::pack(in, out, lane, to.inputs);
-        } else {
-          for (int k = 0; k < to.inputs; k += 2)
-            std::memcpy(out + (static_cast<size_t>(k) * kPanel + 2 * lane) * sizeof(bf16), in + k,
-                        2 * sizeof(bf16));
-        }
+        else
+          Packed::pack(in, out, lane, to.inputs);
       }
     });
     pool_.close();
@@ -250,7 +236,7 @@ class Model final : public Step {
   };
 
   size_t stride(int inputs) const {
-    return int8_ ? Bytes::stride(inputs) : Vectors::stride(inputs);
+    return int8_ ? Bytes::stride(inputs) : Packed::stride(inputs);
   }
 
   size_t size(int outputs, int inputs) const { return outputs / kPanel * stride(inputs); }
@@ -280,14 +266,10 @@ class Model final : public Step {
       for (int i = 0; i < segment.count; ++i) places_.push_back({&segment, segment.start + i});
       if (segment.output >= 0) outputs_.push_back({segment.output, first + segment.count - 1});
       stepping_ = stepping_ && segment.count == 1;
-      const int rows = segment.count * group_;
-      const int parts = (rows + kRows - 1) / kRows;
+      const Cut cut(segment.count * group_, kRows);
       for (int head = 0; head < c_.kv_heads; ++head)
-        for (int part = 0, from = 0; part < parts; ++part) {
-          const int height = rows / parts + (part < rows % parts);
-          tiles_.push_back({&segment, first, head, from, height});
-          from += height;
-        }
+        for (int tile = 0; tile < cut.tiles; ++tile)
+          tiles_.push_back({&segment, first, head, cut.first(tile), cut.height(tile)});
     }
     // One tile may read what another writes, unless each has its own token.
     stepping_ = stepping_ && group_ <= kRows;
@@ -304,6 +286,9 @@ class Model final : public Step {
     gated_.make(more, c_.intermediate);
     const int widest = std::max({c_.hidden, c_.heads * c_.head_dim, c_.intermediate});
     if (int8_) bytes_.make(more, widest);
+#if NATIVE_WORDS
+    if (!int8_) words_.make(more, widest);
+#endif
     capacity_ = more;
   }
 
@@ -326,13 +311,10 @@ class Model final : public Step {
         }
         const char* panel = head_.data + token / kPanel * head_.stride;
         const int lane = static_cast<int>(token % kPanel);
-        if (int8_) {
+        if (int8_)
           Bytes::unpack(panel, lane, c_.hidden, out);
-          continue;
-        }
-        const bf16* in = reinterpret_cast<const bf16*>(panel) + 2 * lane;
-        for (int k = 0; k < c_.hidden; ++k)
-          out[k] = to_value(in[static_cast<size_t>(k / 2) * 2 * kPanel + k % 2]);
+        else
+          Packed::unpack(panel, lane, c_.hidden, out);
       }
     });
   }
@@ -394,19 +376,29 @@ class Model final : public Step {
   template <class Take>
   void multiply_all(const Rows& in, int rows, const Panels& w, const Panels* next,
                     const Take& take) {
-    if (int8_) {
-      const Bytes::Rows bytes = bytes_.rows(w.inputs);
-      by_rows(rows, 8, [&](int from, int to) {
-        for (int row = from; row < to; ++row) Bytes::quantise(in.row(row), bytes, row, w.inputs);
-      });
-      multiply_by<Bytes>(bytes, rows, w, next, take);
+    if (int8_) return multiply_converted<Bytes>(in, bytes_, rows, w, next, take);
+#if NATIVE_WORDS
+    multiply_converted<Words>(in, words_, rows, w, next, take);
+#else
+    const Vectors::Rows plain{in.row(0), in.ld};
 #if NATIVE_TILES
-    } else if (w.inputs % Tiles::kDepth != 0) {
-      multiply_by<Vectors>({in.row(0), in.ld}, rows, w, next, take);
+    if (w.inputs % Tiles::kDepth == 0) return multiply_by<Tiles>(plain, rows, w, next, take);
 #endif
-    } else {
-      multiply_by<Plain>({in.row(0), in.ld}, rows, w, next, take);
-    }
+    multiply_by<Vectors>(plain, rows, w, next, take);
+#endif
+  }
+
+  // A kernel that does not multiply activations as they are.
+  template <class Kernel, class Take>
+  void multiply_converted(const Rows& in, typename Kernel::Buffer& buffer, int rows,
+                          const Panels& w, const Panels* next, const Take& take) {
+    const typename Kernel::Rows made = buffer.rows(rows, w.inputs);
+    const Cut cut(rows, Kernel::kRows);
+    pool_.run(cut.tiles, [&](int tile) {
+      for (int row = cut.first(tile); row < cut.first(tile + 1); ++row)
+        Kernel::convert(in.row(row), made, row, w.inputs);
+    });
+    multiply_by<Kernel>(made, rows, w, next, take);
   }
 
   void product(const Rows& in, const Layer& layer, Kind kind, const float* bias,
@@ -639,7 +631,10 @@ class Model final : public Step {
   std::vector<std::pair<int, int>> outputs_;  // row of the logits, place
   bool stepping_ = false;
   int capacity_ = 0;
-  ByteRows bytes_;
+  Bytes::Buffer bytes_;
+#if NATIVE_WORDS
+  Words::Buffer words_;
+#endif
   Rows hidden_, normed_, projected_, attended_, gated_;
 };
 

@@ -6,6 +6,8 @@
 // rows beside it.
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace native {
@@ -19,7 +21,8 @@ struct Panels {
 };
 
 // The products of plain vectors. A kernel is the most rows of a tile, how many panels a tile of so
-// many rows takes, and the function that computes one.
+// many rows takes, into how many blocks the inputs are cut, how many tiles go through a block
+// together, and the function that computes one tile. Beside it, how weights come into panels.
 struct Vectors {
   struct Rows {
     const Value* data;
@@ -27,6 +30,7 @@ struct Vectors {
   };
   static constexpr int kRows = 12;
   static constexpr int kWide = 6;
+  static constexpr int kTogether = 1;
 
   // What the 32 registers hold.
   static int panels_of(int rows) {
@@ -37,12 +41,27 @@ struct Vectors {
 #endif
   }
 
+  static int blocks(int) { return 1; }
   static size_t stride(int inputs) { return static_cast<size_t>(inputs) * kPanel * sizeof(bf16); }
   static void prepare(int) {}
   static void finish() {}
 
+  // Bring one output's weights into its lane of a panel.
+  static void pack(const bf16* from, char* panel, int lane, int inputs) {
+    auto* to = reinterpret_cast<bf16*>(panel) + 2 * lane;
+    for (int k = 0; k < inputs; k += 2, to += 2 * kPanel)
+      std::memcpy(to, from + k, 2 * sizeof(bf16));
+  }
+
+  // One output's weights, as they are multiplied.
+  static void unpack(const char* panel, int lane, int inputs, Value* to) {
+    const auto* from = reinterpret_cast<const bf16*>(panel) + 2 * lane;
+    for (int k = 0; k < inputs; ++k)
+      to[k] = to_value(from[static_cast<size_t>(k / 2) * 2 * kPanel + k % 2]);
+  }
+
   static void compute(const Rows& a, int row, int rows, int panels, const char* w, size_t ldw,
-                      int inputs, float* out, size_t ldo, const char* next, size_t ldn) {
+                      int inputs, int, float* out, size_t ldo, const char* next, size_t ldn) {
     choose<false>(rows, panels)(a.data + row * a.ld, a.ld, reinterpret_cast<const bf16*>(w),
                                 ldw / sizeof(bf16), inputs / 2, out, ldo, next, ldn);
   }
@@ -136,6 +155,18 @@ struct Vectors {
   }
 };
 
+// Rows in tiles of `most` rows or fewer, as even as can be.
+struct Cut {
+  int rows, tiles;
+  Cut(int rows, int most) : rows(rows), tiles((rows + most - 1) / most) {}
+  int first(int tile) const { return tile * (rows / tiles) + std::min(tile, rows % tiles); }
+  int height(int tile) const { return rows / tiles + (tile < rows % tiles); }
+  int tile_of(int row) const {
+    const int low = rows / tiles, in_higher = rows % tiles * (low + 1);
+    return row < in_higher ? row / (low + 1) : rows % tiles + (row - in_higher) / low;
+  }
+};
+
 // The largest number of panels with a tile of their own, for what is left of a range.
 inline int fitting(int wanted, int left) {
   const int most = wanted < left ? wanted : left;
@@ -147,35 +178,40 @@ inline int fitting(int wanted, int left) {
 template <class Kernel, class Take>
 void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int from, int to,
               const char* after, Take&& take) {
-  alignas(64) float sums[Kernel::kRows * Kernel::kWide * kPanel];
-  const int tiles = (rows + Kernel::kRows - 1) / Kernel::kRows;
-  const int tall = (rows + tiles - 1) / tiles;
-  const int wide = Kernel::panels_of(tall);
+  alignas(64) float sums[Kernel::kTogether * Kernel::kRows * Kernel::kWide * kPanel];
+  const Cut cut(rows, Kernel::kRows);
+  const int wide = Kernel::panels_of(cut.height(0));
+  const int blocks = Kernel::blocks(w.inputs);
   int prepared = 0;
-  for (int panel = from; panel < to;) {
-    const int panels = fitting(wide, to - panel);
-    const char* here = w.data + panel * w.stride;
-    const char* following = panel + panels < to ? here + panels * w.stride : after;
-    int row = 0;
-    for (int t = 0; t < tiles; ++t) {
-      const int height = rows / tiles + (t < rows % tiles);
-      // The next panels come from memory while these are multiplied: all of them during the only
-      // tile, else a half during each of the first two.
-      const char* next = here;
-      size_t ldn = 0;
-      if (following != nullptr && tiles == 1) {
-        next = following;
-        ldn = w.stride;
-      } else if (following != nullptr && t < 2 && t < panels) {
-        next = following + t * w.stride;
-      }
-      if (height != prepared) Kernel::prepare(prepared = height);
-      Kernel::compute(a, row, height, panels, here, w.stride, w.inputs, sums, panels * kPanel,
-                      next, ldn);
-      take(row, panel, height, panels, sums, panels * kPanel);
-      row += height;
+  // So many tiles of rows go through all panels, and through one block of inputs after another.
+  for (int start = 0; start < cut.tiles; start += Kernel::kTogether) {
+    const int end = std::min(cut.tiles, start + Kernel::kTogether);
+    for (int panel = from; panel < to;) {
+      const int panels = fitting(wide, to - panel);
+      const char* here = w.data + panel * w.stride;
+      const char* following = panel + panels < to ? here + panels * w.stride : after;
+      const size_t ld = static_cast<size_t>(panels) * kPanel;
+      for (int block = 0; block < blocks; ++block)
+        for (int tile = start; tile < end; ++tile) {
+          // The next panels come from memory while these are multiplied: all of them during the
+          // only tile, else a half during each of the first two.
+          const char* next = here;
+          size_t ldn = 0;
+          if (following != nullptr && cut.tiles == 1) {
+            next = following;
+            ldn = w.stride;
+          } else if (following != nullptr && tile < 2 && tile < panels) {
+            next = following + tile * w.stride;
+          }
+          const int row = cut.first(tile), height = cut.height(tile);
+          if (height != prepared) Kernel::prepare(prepared = height);
+          float* of_tile = sums + (row - cut.first(start)) * ld;
+          Kernel::compute(a, row, height, panels, here, w.stride, w.inputs, block, of_tile, ld,
+                          next, ldn);
+          if (block + 1 == blocks) take(row, panel, height, panels, of_tile, ld);
+        }
+      panel += panels;
     }
-    panel += panels;
   }
   Kernel::finish();
 }

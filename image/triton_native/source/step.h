@@ -46,9 +46,10 @@ class Step {
 };
 
 // Levels of instructions, each better than those before it.
-enum Level { kAvx512 = 1, kAvx512Bf16 = 2, kAmx = 3 };
+enum Level { kAvx512 = 1, kAvx512Vnni = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
 Step* make_avx512(const Config& config);
+Step* make_avx512_vnni(const Config& config);
 Step* make_avx512_bf16(const Config& config);
 Step* make_amx(const Config& config);
 

@@ -21,10 +21,13 @@ struct Tiles {
   using Rows = Vectors::Rows;
   static constexpr int kRows = 32;
   static constexpr int kWide = 4;
+  static constexpr int kTogether = 1;
   static constexpr int kDepth = 32;  // inputs of a tile
 
   // Registers 0 to 3 hold the sums, of rows up to 16 by 4 panels or of rows up to 32 by 2.
   static int panels_of(int rows) { return rows <= 16 ? 4 : 2; }
+
+  static int blocks(int) { return 1; }
 
   // Registers: sums 0-3, rows 4 and 5, weights 6 and 7.
   static void prepare(int rows) {
@@ -45,7 +48,7 @@ struct Tiles {
   static void finish() { _tile_release(); }
 
   static void compute(const Rows& a, int row, int rows, int panels, const char* w, size_t ldw,
-                      int inputs, float* out, size_t ldo, const char* next, size_t ldn) {
+                      int inputs, int, float* out, size_t ldo, const char* next, size_t ldn) {
     const Value* from = a.data + row * a.ld;
     const size_t lda = a.ld * sizeof(Value), ld = ldo * sizeof(float);
     const int steps = inputs / kDepth;
