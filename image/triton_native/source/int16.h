@@ -1,10 +1,10 @@
 // Products of bf16 weights and activations as whole numbers of 16 bits, for AVX512-VNNI.
 //
 // Without instructions for bf16, a CPU multiplies 16 numbers in fp32 at a time, and 32 in int16. So
-// blocks of up to 512 inputs, of an output and of a row, are scaled to whole numbers, as far up as
+// blocks of up to 192 inputs, of an output and of a row, are scaled to whole numbers, as far up as
 // their sums of products stay exact in 32 bits: no such sum is above the product of the two norms
 // (Cauchy-Schwarz), so each norm may be the root of 2^31. The step between two numbers is then at
-// most a 2,000th of a block's root mean square, unless a few are far above it, and the error below
+// most a 3,300th of a block's root mean square, unless a few are far above it, and the error below
 // that of bf16, which is up to a 512th of each number. Activations far above the others would leave
 // those no digits: what rounding took off such a block is multiplied, too, which is 27 bits in all.
 //
@@ -144,13 +144,13 @@ struct Words {
   }
 
  private:
-  static constexpr int kDepth = 512;  // most inputs of a block
+  static constexpr int kDepth = 192;  // most inputs of a block
   // The root of 2^31 less what rounding kDepth numbers can add to a norm.
   static constexpr float kNorm = 46340.0f - 12.0f;
   static constexpr float kMost = 32767.0f;
   static constexpr float kNothing = 1e-30f;  // what is below is 0
-  // Rests are a half, so the norm of a block's is below 11.4.
-  static constexpr float kFiner = 4000.0f;
+  // Rests are a half, so the norm of a block's is below 7.
+  static constexpr float kFiner = 6000.0f;
   static constexpr int kCoarse = 64;  // a value below is off by more than a 128th
 
   struct Operands {
