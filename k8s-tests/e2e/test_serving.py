@@ -14,6 +14,7 @@ from support.ask import Door, question
 from support.helm import Release
 from support.install import door as find_door
 from support.prometheus import free_port
+from support.wait import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -34,7 +35,9 @@ def test_a_model_answers_through_the_http_route(served: Release, entrance: Door)
     if not served.place.embedded:
         pytest.skip("needs a Gateway; the embedded cluster has one")
     route = dataclasses.replace(entrance, host=f"route-{served.namespace}.test")
-    assert route.infer("simulated", "one two", max_tokens=2)["completion_tokens"] == 2
+    # As for the Ingress: its controller needs a moment to see a new route and its servers.
+    outputs = until(lambda: route.infer("simulated", "one two", max_tokens=2), seconds=60)
+    assert outputs["completion_tokens"] == 2
 
 
 def test_tokens_stream_through_the_ingress(entrance: Door) -> None:
