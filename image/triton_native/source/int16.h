@@ -50,8 +50,8 @@ struct Words {
     std::vector<float> scales_, scales_of_rests_;
   };
 
-  static constexpr int kRows = 12;
-  static constexpr int kWide = 6;
+  static constexpr int kRows = Vectors::kRows;
+  static constexpr int kWide = Vectors::kWide;
   static constexpr int kTogether = 8;
 
   static int panels_of(int rows) { return rows <= 3 ? 6 : rows <= 6 ? 4 : 2; }
@@ -116,16 +116,9 @@ struct Words {
                       int inputs, int block, float* out, size_t ldo, const char* next,
                       size_t ldn) {
     using Tile = void (*)(const Operands&);
-#define NATIVE_NARROW(R) {tile<R, 1>, tile<R, 2>, nullptr, nullptr, nullptr, nullptr}
-#define NATIVE_MIDDLE(R) {tile<R, 1>, tile<R, 2>, nullptr, tile<R, 4>, nullptr, nullptr}
-#define NATIVE_BROAD(R) {tile<R, 1>, tile<R, 2>, nullptr, tile<R, 4>, nullptr, tile<R, 6>}
-    static const Tile table[kRows][kWide] = {
-        NATIVE_BROAD(1),  NATIVE_BROAD(2),  NATIVE_BROAD(3),   NATIVE_MIDDLE(4),
-        NATIVE_MIDDLE(5), NATIVE_MIDDLE(6), NATIVE_NARROW(7),  NATIVE_NARROW(8),
-        NATIVE_NARROW(9), NATIVE_NARROW(10), NATIVE_NARROW(11), NATIVE_NARROW(12)};
-#undef NATIVE_NARROW
-#undef NATIVE_MIDDLE
-#undef NATIVE_BROAD
+#define NATIVE_ONE(R, N) tile<R, N>
+    static const Tile table[kRows][kWide] = NATIVE_TABLE(NATIVE_ONE);
+#undef NATIVE_ONE
     const int start = block * depth(inputs);
     const size_t at = scale_bytes(inputs) + start * kPanel * sizeof(int16_t);
     const size_t scale = static_cast<size_t>(row) * blocks(inputs) + block;

@@ -121,17 +121,11 @@ struct Bytes {
                       int inputs, int, float* out, size_t ldo, const char* next, size_t ldn) {
     using Tile = void (*)(const Rows&, int, const char*, size_t, int, float*, size_t, const char*,
                           size_t);
-#define NATIVE_NARROW(R) {tile<R, 1>, tile<R, 2>, nullptr, nullptr, nullptr, nullptr}
-#define NATIVE_BROAD(R) {tile<R, 1>, tile<R, 2>, nullptr, tile<R, 4>, nullptr, tile<R, 6>}
+#define NATIVE_ONE(R, N) tile<R, N>
     static const Tile table[kRows][kWide] = {
-        NATIVE_BROAD(1),
-        NATIVE_BROAD(2),
-        {tile<3, 1>, tile<3, 2>, nullptr, tile<3, 4>, nullptr, nullptr},
-        NATIVE_NARROW(4),
-        NATIVE_NARROW(5),
-        NATIVE_NARROW(6)};
-#undef NATIVE_NARROW
-#undef NATIVE_BROAD
+        NATIVE_BROAD(NATIVE_ONE, 1),  NATIVE_BROAD(NATIVE_ONE, 2),  NATIVE_MIDDLE(NATIVE_ONE, 3),
+        NATIVE_NARROW(NATIVE_ONE, 4), NATIVE_NARROW(NATIVE_ONE, 5), NATIVE_NARROW(NATIVE_ONE, 6)};
+#undef NATIVE_ONE
     table[rows - 1][panels - 1](a, row, w, ldw, inputs, out, ldo, next, ldn);
   }
 

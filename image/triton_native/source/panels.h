@@ -20,6 +20,16 @@ struct Panels {
   size_t stride = 0;  // bytes of a panel
 };
 
+// The tiles of up to 12 rows by the numbers of panels for which there is one; OF(rows, panels) names
+// a function.
+#define NATIVE_NARROW(OF, R) {OF(R, 1), OF(R, 2), nullptr, nullptr, nullptr, nullptr}
+#define NATIVE_MIDDLE(OF, R) {OF(R, 1), OF(R, 2), nullptr, OF(R, 4), nullptr, nullptr}
+#define NATIVE_BROAD(OF, R) {OF(R, 1), OF(R, 2), nullptr, OF(R, 4), nullptr, OF(R, 6)}
+#define NATIVE_TABLE(OF)                                                                       \
+  {NATIVE_BROAD(OF, 1),  NATIVE_BROAD(OF, 2),   NATIVE_BROAD(OF, 3),   NATIVE_MIDDLE(OF, 4),   \
+   NATIVE_MIDDLE(OF, 5), NATIVE_MIDDLE(OF, 6),  NATIVE_NARROW(OF, 7),  NATIVE_NARROW(OF, 8),   \
+   NATIVE_NARROW(OF, 9), NATIVE_NARROW(OF, 10), NATIVE_NARROW(OF, 11), NATIVE_NARROW(OF, 12)}
+
 // The products of plain vectors. A kernel is the most rows of a tile, how many panels a tile of so
 // many rows takes, into how many blocks the inputs are cut, how many tiles go through a block
 // together, and the function that computes one tile. Beside it, how weights come into panels.
@@ -121,18 +131,9 @@ struct Vectors {
 
   template <bool ADD>
   static Tile choose(int rows, int panels) {
-#define NATIVE_NARROW(R) {tile<R, 1, ADD>, tile<R, 2, ADD>, nullptr, nullptr, nullptr, nullptr}
-#define NATIVE_MIDDLE(R) \
-  {tile<R, 1, ADD>, tile<R, 2, ADD>, nullptr, tile<R, 4, ADD>, nullptr, nullptr}
-#define NATIVE_BROAD(R) \
-  {tile<R, 1, ADD>, tile<R, 2, ADD>, nullptr, tile<R, 4, ADD>, nullptr, tile<R, 6, ADD>}
-    static const Tile table[kRows][kWide] = {
-        NATIVE_BROAD(1),  NATIVE_BROAD(2),  NATIVE_BROAD(3),   NATIVE_MIDDLE(4),
-        NATIVE_MIDDLE(5), NATIVE_MIDDLE(6), NATIVE_NARROW(7),  NATIVE_NARROW(8),
-        NATIVE_NARROW(9), NATIVE_NARROW(10), NATIVE_NARROW(11), NATIVE_NARROW(12)};
-#undef NATIVE_NARROW
-#undef NATIVE_MIDDLE
-#undef NATIVE_BROAD
+#define NATIVE_ONE(R, N) tile<R, N, ADD>
+    static const Tile table[kRows][kWide] = NATIVE_TABLE(NATIVE_ONE);
+#undef NATIVE_ONE
     return table[rows - 1][panels - 1];
   }
 
