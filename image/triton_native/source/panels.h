@@ -184,14 +184,14 @@ void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int fro
   const int wide = Kernel::panels_of(cut.height(0));
   const int blocks = Kernel::blocks(w.inputs);
   int prepared = 0;
-  // So many tiles of rows go through all panels, and through one block of inputs after another.
-  for (int start = 0; start < cut.tiles; start += Kernel::kTogether) {
-    const int end = std::min(cut.tiles, start + Kernel::kTogether);
-    for (int panel = from; panel < to;) {
-      const int panels = fitting(wide, to - panel);
-      const char* here = w.data + panel * w.stride;
-      const char* following = panel + panels < to ? here + panels * w.stride : after;
-      const size_t ld = static_cast<size_t>(panels) * kPanel;
+  for (int panel = from; panel < to;) {
+    const int panels = fitting(wide, to - panel);
+    const char* here = w.data + panel * w.stride;
+    const char* following = panel + panels < to ? here + panels * w.stride : after;
+    const size_t ld = static_cast<size_t>(panels) * kPanel;
+    // All rows go through the same panels, so that these come from memory once.
+    for (int start = 0; start < cut.tiles; start += Kernel::kTogether) {
+      const int end = std::min(cut.tiles, start + Kernel::kTogether);
       for (int block = 0; block < blocks; ++block)
         for (int tile = start; tile < end; ++tile) {
           // The next panels come from memory while these are multiplied: all of them during the
@@ -211,8 +211,8 @@ void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int fro
                           next, ldn);
           if (block + 1 == blocks) take(row, panel, height, panels, of_tile, ld);
         }
-      panel += panels;
     }
+    panel += panels;
   }
   Kernel::finish();
 }
