@@ -71,7 +71,13 @@ class MixingRunner(Runner, Protocol):
     """A runner that also reads several prompts and steps the batch in the same products.
 
     A call that fails has changed nothing.
+
+    Attributes:
+        highest: The token with the largest of the logits that the last call returned, for each of
+            their rows; -1 where they are no finite numbers.
     """
+
+    highest: Sequence[int]
 
     def advance(
         self, tokens: Sequence[int], chunks: Sequence[tuple[Any, Sequence[int]]]

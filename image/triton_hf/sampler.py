@@ -32,6 +32,11 @@ class SamplingRow:
         self._prompt = prompt
         self._seen: torch.Tensor | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it gets the token with the largest logit, whatever else they are."""
+        return self.sampling.temperature <= 0 and self.sampling.repetition_penalty == 1.0
+
     def push(self, tokens: torch.Tensor, index: int) -> None:
         """The row got the token at this index."""
         if self._seen is not None:
@@ -46,15 +51,28 @@ class SamplingRow:
         return self._seen
 
 
-def choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
+def choose(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], highest: Sequence[int] | None = None
+) -> list[int | None]:
     """Return the next token of each row; None where the logits are not numbers.
 
     Args:
         logits: Shape [rows, vocabulary]; may be changed.
         rows: One for each row of the logits.
+        highest: The token with the largest logit in each row, -1 where they are not numbers, for
+            whom that is known already.
     """
-    tokens = choose_ahead(logits, rows, wait=True)
-    return [token if token >= 0 else None for token in tokens.tolist()]
+    if highest is None:
+        tokens = choose_ahead(logits, rows, wait=True).tolist()
+    else:
+        tokens = list(highest)
+        drawn = [index for index, row in enumerate(rows) if not row.greedy]
+        if drawn:
+            part = logits if len(drawn) == len(rows) else logits[drawn]
+            found = choose_ahead(part, [rows[index] for index in drawn], wait=True).tolist()
+            for index, token in zip(drawn, found, strict=True):
+                tokens[index] = token
+    return [token if token >= 0 else None for token in tokens]
 
 
 def choose_ahead(

@@ -248,12 +248,14 @@ class TransformersEngine(Engine):
     def _choose_and_push(self, logits: Any, rows: Sequence[_Row]) -> None:
         """Make the next token of those rows whose prompts were read to their ends."""
         ready = [index for index, row in enumerate(rows) if row.complete]
-        if len(ready) < len(rows):
-            logits = logits[ready]
         if not ready:
             return
+        highest = self._highest()
+        if len(ready) < len(rows):
+            logits = logits[ready]
+            highest = highest and [highest[index] for index in ready]
         try:
-            tokens = self._choose(logits, [rows[index].sampling for index in ready])
+            tokens = self._choose(logits, [rows[index].sampling for index in ready], highest)
         except Exception as error:
             self._fail_batch(error)
             for row in rows:
@@ -261,6 +263,10 @@ class TransformersEngine(Engine):
             return
         for index, token in zip(ready, tokens, strict=True):
             self._push(rows[index], token)
+
+    def _highest(self) -> Sequence[int] | None:
+        """The largest of the last logits of each row, where the runner looks for them."""
+        return self._runner.highest if self._mixes else None
 
     def _sweep(self) -> None:
         super()._sweep()
@@ -309,7 +315,7 @@ class TransformersEngine(Engine):
             self._pending.append((pending, [row]))
             row.chosen = 1
         elif row.complete:
-            self._push(row, self._choose(logits, [row.sampling])[0])
+            self._push(row, self._choose(logits, [row.sampling], self._highest())[0])
 
     def _join(self, row: _Row) -> None:
         """Let a row whose prompt was read take part in the steps."""
@@ -328,7 +334,8 @@ class TransformersEngine(Engine):
             return
         try:
             logits = self._runner.step([row.token for row in self._rows])
-            tokens = self._choose(logits, [row.sampling for row in self._rows])
+            sampling = [row.sampling for row in self._rows]
+            tokens = self._choose(logits, sampling, self._highest())
         except Exception as error:
             self._fail_batch(error)
             return

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-VERSION = 4  # of the interface; the same number as in interface.cpp
+VERSION = 5  # of the interface; the same number as in interface.cpp
 NAME = "libtriton_native.so"
 SOURCE = Path(__file__).with_name("source")
 _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
@@ -42,6 +42,10 @@ _ELSEWHERE = "the native step is for x86-64"
 
 class UnavailableError(Exception):
     """The native step cannot be used; the text says why, as the rest of a sentence."""
+
+
+class CompileError(UnavailableError):
+    """There is a compiler, and it does not take the sources."""
 
 
 class Config(ctypes.Structure):
@@ -141,7 +145,8 @@ def compile_library(path: Path, *, flags: tuple[str, ...] = ()) -> None:
     """Compile the library to `path`; a second one that compiles meanwhile does no harm.
 
     Raises:
-        UnavailableError: There is no compiler, or it fails.
+        UnavailableError: There is no compiler.
+        CompileError: It fails.
         OSError: The folder cannot be written.
     """
     compiler = shutil.which(os.environ.get("CXX") or "g++")
@@ -158,7 +163,7 @@ def compile_library(path: Path, *, flags: tuple[str, ...] = ()) -> None:
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
             why = (lines or done.stderr.splitlines() or ["no message"])[0]
-            raise UnavailableError(f"{Path(compiler).name} failed ({why.strip()})")
+            raise CompileError(f"{Path(compiler).name} failed ({why.strip()})")
         result.replace(path)
 
 
@@ -185,7 +190,7 @@ def _declared(path: Path) -> ctypes.CDLL:
         "native_new_page": (ctypes.c_void_p, (model,)),
         "native_free_page": (None, (model, address)),
         "native_copy_page": (None, (model, address, address, number)),
-        "native_forward": (number, (model, address, address, number, address)),
+        "native_forward": (number, (model, address, address, number, address, address)),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

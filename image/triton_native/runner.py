@@ -21,6 +21,10 @@ class NativeRunner:
     Rows are numbered 0, 1, ... in the order of joining; when one leaves, the last takes its
     number. All calls belong into one thread. What a row gets does not depend on the rows beside
     it, nor on how its prompt was cut into chunks, bit for bit.
+
+    Attributes:
+        highest: The token with the largest of the logits that the last call returned, for each of
+            their rows: the first of equal ones, -1 where they are no finite numbers.
     """
 
     device = torch.device("cpu")
@@ -73,6 +77,7 @@ class NativeRunner:
             Packer(self._library, handle, checkpoint).pack(positions=positions)
         self._rows: list[NativeSequence] = []
         self._logits = torch.empty((0, self._vocabulary), dtype=torch.float32)
+        self.highest = array.array("i")
 
     @property
     def instructions(self) -> str:
@@ -173,15 +178,18 @@ class NativeRunner:
             segment.count, segment.output = len(part), index
         if len(chunks) > len(self._logits):
             self._logits = self._logits.new_empty((len(chunks), self._vocabulary))
+        highest = array.array("i", bytes(4 * len(chunks)))
         code = self._library.native_forward(
             self._pages.handle,
             tokens.buffer_info()[0],
             ctypes.addressof(segments),
             len(chunks),
             self._logits.data_ptr(),
+            highest.buffer_info()[0],
         )
         if code:
             raise MemoryError("no memory for a step")
         for sequence, part in chunks:
             sequence.push(part)
+        self.highest = highest
         return self._logits[: len(chunks)]

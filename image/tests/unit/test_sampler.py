@@ -138,6 +138,25 @@ def test_what_is_not_a_number_fails_its_row_only() -> None:
         assert None not in (tokens[0], tokens[3])
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_tokens_that_are_known_already_are_those_that_would_be_chosen(mixed) -> None:
+    scores = torch.stack([logits(50, seed=seed) for seed in range(4)])
+    scores[2] = float("nan")
+
+    def batch() -> list[SamplingRow]:
+        if not mixed:
+            return rows(4)
+        values = ({}, {"temperature": 2.0}, {}, {"repetition_penalty": 5.0})
+        prompt = (int(scores[3].argmax()),)
+        return [rows(1, prompt=prompt, **one)[0] for one in values]
+
+    highest = [int(scores[row].argmax()) if row != 2 else -1 for row in range(4)]
+    expected = choose(scores.clone(), batch())
+    assert choose(scores.clone(), batch(), highest) == expected
+    assert (expected[3] == highest[3]) != mixed
+    assert choose(scores[:2] * float("nan"), rows(2), highest[:2]) == highest[:2]  # not looked at
+
+
 def test_tokens_that_are_ruled_out_are_never_drawn() -> None:
     scores = torch.full((500, 20), float("-inf"))
     scores[:, 4] = 0.0

@@ -64,9 +64,10 @@ std::vector<float> logits(Step* step) {
   for (int i = 0; i <= kTokens; i += native::kPage)
     pages.push_back(reinterpret_cast<uint64_t>(step->new_page()));
   std::vector<float> found(2 * kWords);
+  int32_t highest = 0;
   const Segment prompt{pages.data(), 0, kTokens, 0, 0}, more{pages.data(), kTokens, 1, 0, 0};
-  step->forward(tokens.data(), &prompt, 1, found.data());
-  step->forward(tokens.data(), &more, 1, found.data() + kWords);
+  step->forward(tokens.data(), &prompt, 1, found.data(), &highest);
+  step->forward(tokens.data(), &more, 1, found.data() + kWords, &highest);
   for (uint64_t page : pages) step->free_page(reinterpret_cast<void*>(page));
   return found;
 }

@@ -27,7 +27,7 @@ bool tiles_allowed() {
 extern "C" {
 
 // Raise it when a function or a structure of this interface changes.
-int32_t native_version() { return 4; }
+int32_t native_version() { return 5; }
 
 // The best level whose instructions can run here, 0 for none. Whether tiles really work, as the
 // flags say, only a process that tries them can tell.
@@ -96,9 +96,9 @@ void native_copy_page(const Step* model, const void* from, void* to, int32_t cou
 
 // 0, or -1 when there is not enough memory.
 int32_t native_forward(Step* model, const int32_t* tokens, const Segment* segments, int32_t count,
-                       float* logits) {
+                       float* logits, int32_t* highest) {
   try {
-    model->forward(tokens, segments, count, logits);
+    model->forward(tokens, segments, count, logits, highest);
     return 0;
   } catch (...) {
     return -1;

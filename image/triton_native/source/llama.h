@@ -201,8 +201,8 @@ class Model final : public Step {
     }
   }
 
-  void forward(const int32_t* tokens, const Segment* segments, int count,
-               float* logits) override {
+  void forward(const int32_t* tokens, const Segment* segments, int count, float* logits,
+               int32_t* highest) override {
     const std::lock_guard<std::mutex> alone(busy_);
     plan(segments, count);
     reserve(static_cast<int>(places_.size()));
@@ -219,7 +219,7 @@ class Model final : public Step {
       product(normed_, layer, kGateUp, nullptr, layer.weights[kDown]);
       product(gated_, layer, kDown, nullptr, last ? head_ : layers_[index + 1].weights[kQkv]);
     }
-    head(logits);
+    head(logits, highest);
     pool_.close();
   }
 
@@ -340,18 +340,20 @@ class Model final : public Step {
     });
   }
 
-  // A product in parts of so many panels: whole tiles, and several parts for each thread.
+  // A product in parts of whole tiles, several for each thread and as even as can be, because the
+  // others wait for the last one.
   struct Split {
-    int panels, parts;
+    int wide, tiles, parts;  // panels of a tile, tiles of all panels
+    int first_of(int part) const {
+      return static_cast<int>(static_cast<int64_t>(part) * tiles / parts) * wide;
+    }
   };
 
   template <class Kernel>
   Split split(const Panels& w, int rows) const {
     const int wide = rows <= Kernel::kRows ? Kernel::panels_of(rows) : 2;
     const int tiles = (w.count + wide - 1) / wide;
-    const int parts = std::min(tiles, 8 * pool_.threads());
-    const int panels = (tiles + parts - 1) / parts * wide;
-    return {panels, (w.count + panels - 1) / panels};
+    return {wide, tiles, std::min(tiles, 8 * pool_.threads())};
   }
 
   // `next` are the weights of the product after this one, or null.
@@ -361,13 +363,13 @@ class Model final : public Step {
     const Split now = split<Kernel>(w, rows);
     const Split then = next != nullptr ? split<Kernel>(*next, rows) : Split{};
     pool_.run(now.parts, [&](int part) {
-      const int from = part * now.panels, to = std::min(w.count, from + now.panels);
+      const int from = now.first_of(part), to = std::min(w.count, now.first_of(part + 1));
       // A thread goes on with its share, and then with that of the next product.
       const char* after = w.data + to * w.stride;
       const int thread = pool_.owner(part, now.parts);
       if (part + 1 == pool_.first_of(thread + 1, now.parts))
         after = next == nullptr ? nullptr
-                                : next->data + pool_.first_of(thread, then.parts) * then.panels *
+                                : next->data + then.first_of(pool_.first_of(thread, then.parts)) *
                                                    next->stride;
       multiply<Kernel>(in, rows, w, from, to, after, take);
     });
@@ -431,7 +433,7 @@ class Model final : public Step {
     }
   }
 
-  void head(float* logits) {
+  void head(float* logits, int32_t* highest) {
     const int rows = static_cast<int>(outputs_.size());
     if (rows == 0) return;
     for (int r = 0; r < rows; ++r)
@@ -445,6 +447,10 @@ class Model final : public Step {
                      std::memcpy(logits + outputs_[row + r].first * ld + first, sums + r * width,
                                  (last - first) * sizeof(float));
                  });
+    pool_.run(rows, [&](int r) {
+      const int output = outputs_[r].first;
+      highest[output] = argmax(logits + output * ld, c_.vocabulary);
+    });
   }
 
   // Keys of one layer and head in the page with this position; the values follow.

@@ -174,6 +174,22 @@ inline int fitting(int wanted, int left) {
   return most >= 6 ? 6 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }
 
+// What a tile fetches while it is multiplied: panels so many bytes apart.
+struct Fetch {
+  const char* from;
+  size_t apart;
+};
+
+// The next panels come from memory while these are multiplied: all of them during the only tile,
+// else a half during each of the first two.
+inline Fetch fetch(const char* here, const char* following, size_t stride, int panels, int tile,
+                   int tiles) {
+  if (following == nullptr) return {here, 0};
+  if (tiles == 1) return {following, stride};
+  if (tile < 2 && tile < panels) return {following + tile * stride, 0};
+  return {here, 0};
+}
+
 // The panels [from, to) of a product for all rows; `take(row, panel, rows, panels, sums, ld)` gets
 // each finished tile. `after` is where the caller goes on reading weights, or null.
 template <class Kernel, class Take>
@@ -194,21 +210,12 @@ void multiply(const typename Kernel::Rows& a, int rows, const Panels& w, int fro
       const int end = std::min(cut.tiles, start + Kernel::kTogether);
       for (int block = 0; block < blocks; ++block)
         for (int tile = start; tile < end; ++tile) {
-          // The next panels come from memory while these are multiplied: all of them during the
-          // only tile, else a half during each of the first two.
-          const char* next = here;
-          size_t ldn = 0;
-          if (following != nullptr && cut.tiles == 1) {
-            next = following;
-            ldn = w.stride;
-          } else if (following != nullptr && tile < 2 && tile < panels) {
-            next = following + tile * w.stride;
-          }
+          const Fetch next = fetch(here, following, w.stride, panels, tile, cut.tiles);
           const int row = cut.first(tile), height = cut.height(tile);
           if (height != prepared) Kernel::prepare(prepared = height);
           float* of_tile = sums + (row - cut.first(start)) * ld;
           Kernel::compute(a, row, height, panels, here, w.stride, w.inputs, block, of_tile, ld,
-                          next, ldn);
+                          next.from, next.apart);
           if (block + 1 == blocks) take(row, panel, height, panels, of_tile, ld);
         }
     }

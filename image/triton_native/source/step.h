@@ -41,8 +41,10 @@ class Step {
   virtual void* new_page() = 0;
   virtual void free_page(void* page) = 0;
   virtual void copy_page(const void* from, void* to, int count) const = 0;
-  virtual void forward(const int32_t* tokens, const Segment* segments, int count,
-                       float* logits) = 0;
+  // `highest` gets, for each row of the logits, the token with the largest; -1 where they are no
+  // numbers.
+  virtual void forward(const int32_t* tokens, const Segment* segments, int count, float* logits,
+                       int32_t* highest) = 0;
 };
 
 // Levels of instructions, each better than those before it.

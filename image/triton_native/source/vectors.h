@@ -16,6 +16,7 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -141,6 +142,28 @@ inline __m512 exponential(__m512 x) {
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
   p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
   return _mm512_scalef_ps(p, n);
+}
+
+// The first of the largest of `count` numbers; -1 where one is NaN, or where the largest is infinite.
+inline int32_t argmax(const float* values, int count) {
+  const __m512 lowest = _mm512_set1_ps(-INFINITY);
+  __m512 best = lowest;
+  __m512i at = _mm512_setzero_si512(), index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+                                                                 11, 12, 13, 14, 15);
+  __mmask16 none = 0;
+  for (int k = 0; k < count; k += 16) {
+    const auto inside = static_cast<__mmask16>(k + 16 <= count ? 0xFFFF : (1 << (count - k)) - 1);
+    const __m512 x = _mm512_mask_loadu_ps(lowest, inside, values + k);
+    none |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __mmask16 more = _mm512_cmp_ps_mask(x, best, _CMP_GT_OQ);
+    best = _mm512_mask_mov_ps(best, more, x);
+    at = _mm512_mask_mov_epi32(at, more, index);
+    index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
+  }
+  const float top = _mm512_reduce_max_ps(best);
+  if (none != 0 || !std::isfinite(top)) return -1;
+  const __mmask16 equal = _mm512_cmp_ps_mask(best, _mm512_set1_ps(top), _CMP_EQ_OQ);
+  return _mm512_mask_reduce_min_epi32(equal, at);
 }
 
 }  // namespace NATIVE_LEVEL
