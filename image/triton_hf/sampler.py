@@ -52,26 +52,29 @@ class SamplingRow:
 
 
 def choose(
-    logits: torch.Tensor, rows: Sequence[SamplingRow], highest: Sequence[int] | None = None
+    logits: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    *,
+    at: Sequence[int] | None = None,
+    highest: Sequence[int] | None = None,
 ) -> list[int | None]:
     """Return the next token of each row; None where the logits are not numbers.
 
     Args:
-        logits: Shape [rows, vocabulary]; may be changed.
-        rows: One for each row of the logits.
-        highest: The token with the largest logit in each row, -1 where they are not numbers, for
-            whom that is known already.
+        logits: Shape [rows, vocabulary], or more rows; may be changed.
+        rows: One for each row of the logits, or for those at `at`.
+        at: Which of the logits the rows have; None for all.
+        highest: The token with the largest of the logits, for each row of them, -1 where they are
+            not numbers; None where it is not known yet.
     """
-    if highest is None:
-        tokens = choose_ahead(logits, rows, wait=True).tolist()
-    else:
-        tokens = list(highest)
-        drawn = [index for index, row in enumerate(rows) if not row.greedy]
-        if drawn:
-            part = logits if len(drawn) == len(rows) else logits[drawn]
-            found = choose_ahead(part, [rows[index] for index in drawn], wait=True).tolist()
-            for index, token in zip(drawn, found, strict=True):
-                tokens[index] = token
+    at = range(len(rows)) if at is None else at
+    tokens = [-1 if highest is None else highest[index] for index in at]
+    drawn = [index for index, row in enumerate(rows) if highest is None or not row.greedy]
+    if drawn:
+        part = logits if len(drawn) == len(logits) else logits[[at[index] for index in drawn]]
+        found = choose_ahead(part, [rows[index] for index in drawn], wait=True).tolist()
+        for index, token in zip(drawn, found, strict=True):
+            tokens[index] = token
     return [token if token >= 0 else None for token in tokens]
 
 

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = {"cpu": 64, "cuda": 512}
 # So many times more are read at once when no row waits for its next token.
 IDLE_CHUNKS = 4
-# The same for a runner that reads and steps in one product: with the rows of a usual batch on top,
-# such a product takes at most three times as long as a step alone.
+# The same for a runner that reads and steps in one product, which then takes at most three times as
+# long as a step alone: that takes the time of reading the weights for few rows, and of multiplying
+# for many.
 MIXED_TOKENS = 24
+MIXED_TOKENS_A_ROW = 2
 MIXED_IDLE_CHUNKS = 10
 # Characters that a token may stand for, in those of the longest one: normalisation takes some away.
 CHARACTERS_OF_TOKENS = 4
@@ -233,7 +235,9 @@ class TransformersEngine(Engine):
 
     def _next_chunks(self) -> list[tuple[_Row, Sequence[int]]]:
         """The prompt tokens that are read next, in the order of the requests."""
-        left = MIXED_TOKENS * (1 if self._rows else MIXED_IDLE_CHUNKS)
+        left = max(MIXED_TOKENS, MIXED_TOKENS_A_ROW * len(self._rows))
+        if not self._rows:
+            left *= MIXED_IDLE_CHUNKS
         parts: list[tuple[_Row, Sequence[int]]] = []
         for row in self._reading:
             if not self._reserve(row):
@@ -250,12 +254,9 @@ class TransformersEngine(Engine):
         ready = [index for index, row in enumerate(rows) if row.complete]
         if not ready:
             return
-        highest = self._highest()
-        if len(ready) < len(rows):
-            logits = logits[ready]
-            highest = highest and [highest[index] for index in ready]
+        sampling = [rows[index].sampling for index in ready]
         try:
-            tokens = self._choose(logits, [rows[index].sampling for index in ready], highest)
+            tokens = self._choose(logits, sampling, at=ready, highest=self._highest())
         except Exception as error:
             self._fail_batch(error)
             for row in rows:
@@ -315,7 +316,7 @@ class TransformersEngine(Engine):
             self._pending.append((pending, [row]))
             row.chosen = 1
         elif row.complete:
-            self._push(row, self._choose(logits, [row.sampling], self._highest())[0])
+            self._push(row, self._choose(logits, [row.sampling], highest=self._highest())[0])
 
     def _join(self, row: _Row) -> None:
         """Let a row whose prompt was read take part in the steps."""
@@ -335,7 +336,7 @@ class TransformersEngine(Engine):
         try:
             logits = self._runner.step([row.token for row in self._rows])
             sampling = [row.sampling for row in self._rows]
-            tokens = self._choose(logits, sampling, self._highest())
+            tokens = self._choose(logits, sampling, highest=self._highest())
         except Exception as error:
             self._fail_batch(error)
             return

@@ -77,7 +77,7 @@ class NativeRunner:
             Packer(self._library, handle, checkpoint).pack(positions=positions)
         self._rows: list[NativeSequence] = []
         self._logits = torch.empty((0, self._vocabulary), dtype=torch.float32)
-        self.highest = array.array("i")
+        self.highest: Sequence[int] = array.array("i")
 
     @property
     def instructions(self) -> str:

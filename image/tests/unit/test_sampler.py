@@ -152,9 +152,14 @@ def test_tokens_that_are_known_already_are_those_that_would_be_chosen(mixed) -> 
 
     highest = [int(scores[row].argmax()) if row != 2 else -1 for row in range(4)]
     expected = choose(scores.clone(), batch())
-    assert choose(scores.clone(), batch(), highest) == expected
+    assert choose(scores.clone(), batch(), highest=highest) == expected
     assert (expected[3] == highest[3]) != mixed
-    assert choose(scores[:2] * float("nan"), rows(2), highest[:2]) == highest[:2]  # not looked at
+    some = [3, 1]
+    assert choose(scores.clone(), [batch()[row] for row in some], at=some, highest=highest) == [
+        expected[row] for row in some
+    ]
+    blank = scores[:2] * float("nan")  # is not looked at
+    assert choose(blank, rows(2), highest=highest[:2]) == highest[:2]
 
 
 def test_tokens_that_are_ruled_out_are_never_drawn() -> None:

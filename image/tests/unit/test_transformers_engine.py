@@ -422,7 +422,7 @@ def test_characters_of_many_bytes_arrive_whole(make, monkeypatch) -> None:
     bench = make(tokenizer=byte_tokenizer())
     script = bench.tokenizer(TEXT)["input_ids"]
     made = iter(script)
-    monkeypatch.setattr(bench.engine, "_choose", lambda *_: [next(made)])
+    monkeypatch.setattr(bench.engine, "_choose", lambda *_, **__: [next(made)])
     events = bench.ask("x", max_tokens=len(script)).all()
     assert "".join(event.text for event in events) == TEXT
     assert not any("\ufffd" in event.text for event in events)
@@ -436,7 +436,7 @@ def test_an_answer_that_ends_inside_a_character_ends_before_it(
     bench = make(tokenizer=byte_tokenizer())
     script = bench.tokenizer("ok \N{PARTY POPPER}")["input_ids"][: 3 + kept]
     made = iter([*script, *(bench.engine._eos if reason == "stop" else ())])
-    monkeypatch.setattr(bench.engine, "_choose", lambda *_: [next(made)])
+    monkeypatch.setattr(bench.engine, "_choose", lambda *_, **__: [next(made)])
     most = len(script) + (reason == "stop")
     events = bench.ask("x", max_tokens=most, ignore_eos=False).all()
     assert "".join(event.text for event in events) == "ok "
@@ -781,11 +781,11 @@ def test_cuts_and_faults_of_the_native_step_leave_every_page_free(make, monkeypa
     expected = bench.answer(prompt(9), max_tokens=9)
     choose, calls = bench.engine._choose, []
 
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **more: Any) -> Any:
         calls.append(1)
         if len(calls) % 60 == 0:
             raise ZeroDivisionError
-        return choose(*arguments)
+        return choose(*arguments, **more)
 
     monkeypatch.setattr(bench.engine, "_choose", broken)
     asked = []

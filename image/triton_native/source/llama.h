@@ -179,7 +179,11 @@ class Model final : public Step {
     if (free_.empty() && !more_pages()) return nullptr;
     void* page = free_.back();
     free_.pop_back();
-    return std::memset(page, 0, page_bytes());
+    const size_t half = static_cast<size_t>(c_.head_dim) * kPage;
+    auto* values = static_cast<bf16*>(page) + half;  // keys come before them
+    for (int block = 0; block < c_.layers * c_.kv_heads; ++block, values += 2 * half)
+      std::memset(values, 0, half * sizeof(bf16));
+    return page;
   }
 
   void free_page(void* page) override { free_.push_back(page); }
