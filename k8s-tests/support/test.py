@@ -22,7 +22,7 @@ TWO = ("-n", "2", "--dist", "loadfile")
 
 def stages() -> dict[str, Sequence[str]]:
     """Return the commands by stage."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "--durations=8"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "--durations=30", "--durations-min=8"]
     alone = f"not triton and not chart and not cluster and {FAST}"
     # What the tests of autoscaling need and `make up` does not; another cluster has its own.
     addons = [sys.executable, "-m", "cluster", "up", "--with=monitoring"]

@@ -156,8 +156,9 @@ def draw(rows: list[Row], path: Path, *, limits: Limits) -> None:
     figure, panels = pyplot.subplots(
         1, len(shapes), figsize=(5.5 * len(shapes), 4.5), squeeze=False, layout="constrained"
     )
+    palette = pyplot.get_cmap("tab10" if len(rows) <= 10 else "tab20")
     for panel, shape in zip(panels[0], shapes, strict=True):
-        for row in rows:
+        for index, row in enumerate(rows):
             points = sorted(row.cells.get(shape, {}).items())
             if points:
                 speeds = [_speed(runs) for _, runs in points]
@@ -166,6 +167,7 @@ def draw(rows: list[Row], path: Path, *, limits: Limits) -> None:
                     [count for count, _ in points],
                     speeds,
                     marker="o",
+                    color=palette(index),
                     linewidth=2.2 if ours else 1.2,
                     linestyle="-" if ours else "--",
                     label=f"{row.name} ({row.precision})",
