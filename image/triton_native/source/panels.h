@@ -20,8 +20,8 @@ struct Panels {
   size_t stride = 0;  // bytes of a panel
 };
 
-// The tiles of up to 12 rows by the numbers of panels for which there is one; OF(rows, panels) names
-// a function.
+// The tiles of up to 12 rows by the numbers of panels for which there is one; OF(rows, panels)
+// names a function.
 #define NATIVE_NARROW(OF, R) {OF(R, 1), OF(R, 2), nullptr, nullptr, nullptr, nullptr}
 #define NATIVE_MIDDLE(OF, R) {OF(R, 1), OF(R, 2), nullptr, OF(R, 4), nullptr, nullptr}
 #define NATIVE_BROAD(OF, R) {OF(R, 1), OF(R, 2), nullptr, OF(R, 4), nullptr, OF(R, 6)}

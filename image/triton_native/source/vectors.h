@@ -144,7 +144,8 @@ inline __m512 exponential(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// The first of the largest of `count` numbers; -1 where one is NaN, or where the largest is infinite.
+// Where the first of the largest of `count` numbers is; -1 where one is NaN, or the largest is
+// infinite.
 inline int32_t argmax(const float* values, int count) {
   const __m512 lowest = _mm512_set1_ps(-INFINITY);
   __m512 best = lowest;
