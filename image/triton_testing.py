@@ -1,7 +1,8 @@
-"""What the tests of a real tritonserver share: a client, streams and waiting."""
+"""What tests share: a client of a real tritonserver, streams, waiting, and the native step."""
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import time
@@ -10,9 +11,25 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from triton_native.library import CompileError, UnavailableError, load_library
 
-from triton_hf.embedded import Server
+from triton_hf.embedded import Server, cache_root
+
+
+def need_native_step() -> ctypes.CDLL:
+    """Return the library of the native step; skip the test where something is missing for it.
+
+    Raises:
+        CompileError: Nothing is missing, its sources are at fault.
+    """
+    try:
+        return load_library(cache=cache_root())
+    except CompileError:
+        raise
+    except UnavailableError as error:
+        pytest.skip(f"no native step: {error}")
 
 
 class Client:

@@ -71,7 +71,8 @@ def choose(
     tokens = [-1 if highest is None else highest[index] for index in at]
     drawn = [index for index, row in enumerate(rows) if highest is None or not row.greedy]
     if drawn:
-        part = logits if len(drawn) == len(logits) else logits[[at[index] for index in drawn]]
+        places = [at[index] for index in drawn]
+        part = logits if places == list(range(len(logits))) else logits[places]
         found = choose_ahead(part, [rows[index] for index in drawn], wait=True).tolist()
         for index, token in zip(drawn, found, strict=True):
             tokens[index] = token

@@ -155,11 +155,13 @@ class NativeRunner:
             ArithmeticError: Its logits are no numbers.
         """
         sequence = self.begin()
-        highest = [self.extend(sequence, [0]).amax()]
+        self.extend(sequence, [0])
+        highest = [*self.highest]
         self.join(sequence)
-        highest.append(self.step([0]).amax())
+        self.step([0])
+        highest += self.highest
         self.clear()
-        if not torch.stack(highest).isfinite().all():
+        if min(highest) < 0:
             raise ArithmeticError("the logits of the native step are no numbers")
 
     def _forward(self, chunks: Sequence[tuple[NativeSequence, Sequence[int]]]) -> torch.Tensor:

@@ -19,7 +19,6 @@ from triton_native.library import (
     AMX,
     AVX512,
     LEVELS,
-    CompileError,
     UnavailableError,
     best_level,
     load_library,
@@ -27,6 +26,7 @@ from triton_native.library import (
 )
 from triton_native.runner import NativeRunner
 from triton_native.weights import rotation
+from triton_testing import need_native_step
 
 from triton_hf.embedded import cache_root
 
@@ -74,12 +74,7 @@ class Now:
 
 @pytest.fixture(scope="module", autouse=True, params=[*LEVELS.values(), "int8"])
 def level(request: pytest.FixtureRequest) -> Any:
-    try:
-        library = load_library(cache=cache_root())
-    except CompileError:
-        raise  # nothing is missing here
-    except UnavailableError as error:
-        pytest.skip(f"no native step: {error}")
+    library = need_native_step()
     Now.int8 = request.param == "int8"
     names = {name: number for number, name in LEVELS.items()}
     Now.level = names.get(request.param, AVX512)

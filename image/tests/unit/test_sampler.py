@@ -154,10 +154,11 @@ def test_tokens_that_are_known_already_are_those_that_would_be_chosen(mixed) -> 
     expected = choose(scores.clone(), batch())
     assert choose(scores.clone(), batch(), highest=highest) == expected
     assert (expected[3] == highest[3]) != mixed
-    some = [3, 1]
-    assert choose(scores.clone(), [batch()[row] for row in some], at=some, highest=highest) == [
-        expected[row] for row in some
-    ]
+    for some in ([3, 1], [3, 2, 1, 0]):
+        for known in (highest, None):
+            asked = [batch()[row] for row in some]
+            found = choose(scores.clone(), asked, at=some, highest=known)
+            assert found == [expected[row] for row in some]
     blank = scores[:2] * float("nan")  # is not looked at
     assert choose(blank, rows(2), highest=highest[:2]) == highest[:2]
 

@@ -18,13 +18,11 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from triton_native.library import CompileError, UnavailableError, load_library
 from triton_native.runner import NativeRunner
-from triton_testing import eventually
+from triton_testing import eventually, need_native_step
 
 from triton_hf import transformers_engine
 from triton_hf.chat import TokenDecoder
-from triton_hf.embedded import cache_root
 from triton_hf.engine import Event, Job
 from triton_hf.errors import EngineError, EngineStoppedError, RequestError, SettingsError
 from triton_hf.health import Heartbeat
@@ -89,15 +87,6 @@ def make_model(family: str) -> Any:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES_OF_ALL[family]())
     return (model.bfloat16() if family == NATIVE else model.float()).train(False)
-
-
-def need_native_step() -> None:
-    try:
-        load_library(cache=cache_root())
-    except CompileError:
-        raise  # nothing is missing here
-    except UnavailableError as error:
-        pytest.skip(f"no native step: {error}")
 
 
 def word_tokenizer() -> Any:
