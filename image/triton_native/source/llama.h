@@ -23,6 +23,7 @@
 // After the headers above, which are compiled for any x86-64.
 #include "vectors.h"
 
+#include "attention.h"
 #include "int8.h"
 #include "panels.h"
 #if NATIVE_TILES
@@ -92,6 +93,7 @@ class Model final : public Step {
         int8_(config.precision == kInt8),
         group_(c_.heads / c_.kv_heads),
         qkv_((c_.heads + 2 * c_.kv_heads) * c_.head_dim),
+        attention_(c_.head_dim, c_.window, c_.scale),
         layers_(c_.layers),
         pool_(c_.threads) {
     const int head_rows = static_cast<int>(round_up(c_.vocabulary, kPanel));
@@ -457,10 +459,10 @@ class Model final : public Step {
     });
   }
 
-  // Keys of one layer and head in the page with this position; the values follow.
-  bf16* keys(const Segment& segment, int position, int layer, int head) const {
+  // Keys of one layer and head in this page of a segment; the values follow.
+  bf16* keys(const Segment& segment, int page, int layer, int head) const {
     const size_t block = static_cast<size_t>(2) * c_.head_dim * kPage;
-    return reinterpret_cast<bf16*>(segment.pages[position / kPage]) +
+    return reinterpret_cast<bf16*>(segment.pages[page]) +
            (static_cast<size_t>(layer) * c_.kv_heads + head) * block;
   }
 
@@ -493,7 +495,7 @@ class Model final : public Step {
     const Value* value = key + c_.kv_heads * width;
     rotate(key, place.position, layer.k_norm);
     const int slot = place.position % kPage;
-    bf16* to = keys(*place.segment, place.position, index, kv_head);
+    bf16* to = keys(*place.segment, place.position / kPage, index, kv_head);
     // Keys: panels of 16 tokens, as outputs. Values: panels of 16 dimensions, tokens as inputs.
     bf16* k_to = to + static_cast<size_t>(slot / kPanel) * width * kPanel + slot % kPanel * 2;
     for (int k = 0; k < width; ++k) k_to[k / 2 * 2 * kPanel + k % 2] = from_value(key[k]);
@@ -516,117 +518,30 @@ class Model final : public Step {
     });
   }
 
-  // The first page of keys that a tile sees.
-  int first_page(const Tile& tile) const {
-    const int first = tile.segment->start + tile.from / group_;
-    return c_.window > 0 ? std::max(0, first - c_.window + 1) / kPage : 0;
-  }
-
-  // Softmax of queries x keys in blocks of one page, with running maxima and sums; the first page of
-  // the `next` tile comes from memory meanwhile.
   void attend_tile(int index, const Tile& tile, const Tile& next) {
-    const int width = c_.head_dim, panels = width / kPanel;
-    alignas(64) Value queries[kRows * (kMaxWidth + 32)];
-    alignas(64) float scores[kRows * kPage];
-    alignas(64) Value weights[kRows * (kPage + 32)];
-    alignas(64) float sums[kRows * kMaxWidth];
-    float highest[kRows], total[kRows];
-    const size_t ldq = width + 32, ldw = kPage + 32;
-    for (int r = 0; r < tile.rows; ++r) {
-      const int flat = tile.from + r;
-      const Value* from = projected_.row(tile.first_place + flat / group_) +
-                         (tile.kv_head * group_ + flat % group_) * width;
-      std::memcpy(queries + r * ldq, from, sizeof(Value) * width);
-      highest[r] = -1e30f;
-      total[r] = 0.0f;
-    }
-    std::memset(sums, 0, sizeof(float) * tile.rows * width);
     const Segment& segment = *tile.segment;
-    const int last = segment.start + (tile.from + tile.rows - 1) / group_;
-    const size_t half = static_cast<size_t>(width) * kPage;
-    const bf16* after = keys(*next.segment, first_page(next) * kPage, index, next.kv_head);
-    const bf16* k = keys(segment, first_page(tile) * kPage, index, tile.kv_head);
-    for (int block = first_page(tile); block <= last / kPage; ++block) {
-      const bf16* v = k + half;
-      const bf16* soon =
-          block < last / kPage ? keys(segment, (block + 1) * kPage, index, tile.kv_head) : after;
-      Vectors::choose<false>(tile.rows, 2)(queries, ldq, k, half / 2, width / 2, scores, kPage,
-                                           reinterpret_cast<const char*>(soon), half);
-      for (int r = 0; r < tile.rows; ++r) {
-        const int position = segment.start + (tile.from + r) / group_;
-        weigh(scores + r * kPage, position - block * kPage, weights + r * ldw, sums + r * width,
-              &highest[r], &total[r]);
-      }
-      for (int panel = 0; panel < panels;) {
-        const int wide = fitting(2, panels - panel);
-        Vectors::choose<true>(tile.rows, wide)(
-            weights, ldw, v + panel * kPage * kPanel, kPage * kPanel, kPage / 2,
-            sums + panel * kPanel, width,
-            reinterpret_cast<const char*>(soon + half + panel * kPage * kPanel),
-            kPage * kPanel * sizeof(bf16));
-        panel += wide;
-      }
-      k = soon;
-    }
+    Attention::Query queries[kRows];
     for (int r = 0; r < tile.rows; ++r) {
-      const int flat = tile.from + r;
-      Value* to = attended_.row(tile.first_place + flat / group_) +
-                 (tile.kv_head * group_ + flat % group_) * width;
-      const __m512 part = _mm512_set1_ps(1.0f / total[r]);
-      for (int k = 0; k < width; k += 16)
-        store16(to + k, _mm512_mul_ps(_mm512_loadu_ps(sums + r * width + k), part));
+      const int row = tile.first_place + (tile.from + r) / group_;
+      const int at = (tile.kv_head * group_ + (tile.from + r) % group_) * c_.head_dim;
+      queries[r] = {projected_.row(row) + at, attended_.row(row) + at,
+                    segment.start + (tile.from + r) / group_};
     }
+    attention_.attend(
+        queries, tile.rows,
+        [&](int page) { return keys(segment, page, index, tile.kv_head); },
+        keys(*next.segment, attention_.first_page(next.segment->start + next.from / group_), index,
+             next.kv_head));
   }
 
-  // Weights of one row for a page of scores; `ahead` is the last key that it may see.
-  void weigh(const float* scores, int ahead, Value* weights, float* sums, float* highest,
-             float* total) const {
-    const __m512 scale = _mm512_set1_ps(c_.scale);
-    const uint32_t mask = seen(ahead);
-    const auto first = static_cast<__mmask16>(mask), second = static_cast<__mmask16>(mask >> 16);
-    const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(scores), scale);
-    const __m512 high = _mm512_mul_ps(_mm512_loadu_ps(scores + 16), scale);
-    const __m512 floor = _mm512_set1_ps(-1e30f);
-    const float top = std::max(
-        *highest, _mm512_reduce_max_ps(_mm512_max_ps(_mm512_mask_mov_ps(floor, first, low),
-                                                     _mm512_mask_mov_ps(floor, second, high))));
-    const __m512 tops = _mm512_set1_ps(top);
-    const __m512 e1 = _mm512_maskz_mov_ps(first, exponential(_mm512_sub_ps(low, tops)));
-    const __m512 e2 = _mm512_maskz_mov_ps(second, exponential(_mm512_sub_ps(high, tops)));
-    store16(weights, e1);
-    store16(weights + 16, e2);
-    if (top != *highest) {
-      const float factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(*highest - top)));
-      *total *= factor;
-      for (int k = 0; k < c_.head_dim; k += 16)
-        _mm512_storeu_ps(sums + k, _mm512_mul_ps(_mm512_loadu_ps(sums + k), _mm512_set1_ps(factor)));
-      *highest = top;
-    }
-    *total += _mm512_reduce_add_ps(_mm512_add_ps(e1, e2));
-  }
-
-  // Which keys of a page a row sees whose own key is number `own` of it.
-  uint32_t seen(int own) const {
-    uint32_t mask = own >= kPage - 1 ? ~0u : own < 0 ? 0u : (2u << own) - 1;
-    if (c_.window > 0) {
-      const int oldest = own - c_.window + 1;
-      if (oldest >= kPage) return 0;
-      if (oldest > 0) mask &= ~0u << oldest;
-    }
-    return mask;
-  }
-
- public:
-  static constexpr int kMaxWidth = 256;
-
- private:
-  static constexpr int kRows = Vectors::kRows;
+  static constexpr int kRows = Attention::kRows;
   static constexpr size_t kPagesAtOnce = size_t{16} << 20;  // bytes
 
   Config c_;
   bool int8_;
   std::mutex busy_;
   int group_, qkv_;
+  Attention attention_;
   std::vector<Layer> layers_;
   Pool pool_;
   std::unique_ptr<Memory> weights_;

@@ -67,6 +67,16 @@ inline void store16(bf16* to, __m512 values) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(values));
 }
 
+// 32 numbers, one after the other.
+inline void store32(bf16* to, __m512 first, __m512 second) {
+#if NATIVE_BF16 && !defined(NATIVE_EMULATE)
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+#else
+  store16(to, first);
+  store16(to + 16, second);
+#endif
+}
+
 // 8 numbers of one place, and 8 of another behind them.
 inline __m512 load_halves(const bf16* low, const bf16* high) {
   return widen(_mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(high)),
@@ -93,6 +103,11 @@ inline void store_halves(float* low, float* high, __m512 values) {
 inline __m512 load16(const float* from) { return _mm512_loadu_ps(from); }
 
 inline void store16(float* to, __m512 values) { _mm512_storeu_ps(to, rounded(values)); }
+
+inline void store32(float* to, __m512 first, __m512 second) {
+  store16(to, first);
+  store16(to + 16, second);
+}
 #endif
 
 inline float to_float(bf16 value) {
@@ -125,23 +140,28 @@ inline bf16 from_value(Value value) {
 #endif
 }
 
-// e^x to about 1e-7; NaN stays NaN.
+// 2^x to about 1e-7; NaN stays NaN, and so does no other number that is not finite.
+inline __m512 power_of_two(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(x, n);
+  // The polynomial of degree 5 with the least relative error between -1/2 and 1/2.
+  __m512 p = _mm512_set1_ps(1.32764720e-3f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.67554150e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55071328e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40221197e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93146967e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.00000007f));
+  return _mm512_scalef_ps(p, n);
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// e^x for what is rounded to bf16 afterwards; NaN stays NaN.
 inline __m512 exponential(__m512 x) {
   // The second operand of max and min is what a NaN in the first or second gives.
   x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x);
   x = _mm512_min_ps(_mm512_set1_ps(88.5f), x);
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
+  return power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(kLog2E)));
 }
 
 // Where the first of the largest of `count` numbers is; -1 where one is NaN, or the largest is
