@@ -198,6 +198,7 @@ class Engine(abc.ABC):
         self._faults = 0
         self._last_fault = ""
         self._slot_seconds = 0.0
+        self._prepares = False  # there is more to prepare
         self._thread: threading.Thread | None = None
 
     # What a subclass says.
@@ -222,6 +223,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def _prove(self) -> None:
         """Make a token without a request; raises when that cannot be done any more."""
+
+    def _prepare(self) -> bool:
+        """Do some milliseconds of work that no request waits for; False when nothing is left."""
+        return False
 
     def _free_slots(self) -> int:
         return self.settings.slots - len(self._running)
@@ -339,7 +344,7 @@ class Engine(abc.ABC):
         """Wait while there is nothing to do, but not for long; False when the engine stops."""
         with self._changed:
             if not (self._running or self._waiting or self._stopping):
-                self._changed.wait(IDLE_WAIT_SECONDS)
+                self._changed.wait(0 if self._prepares else IDLE_WAIT_SECONDS)
             return not self._stopping
 
     def _turn(self) -> None:
@@ -347,6 +352,7 @@ class Engine(abc.ABC):
         self._sweep()
         if self._running:
             self._advance([job for job in admitted if not job.finished])
+        self._prepares = not self._running and self._prepare()
 
     def _admit(self) -> list[Job]:
         """Move waiting jobs to free slots."""

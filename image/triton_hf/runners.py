@@ -88,6 +88,9 @@ class MixingRunner(Runner, Protocol):
             The logits after each, rows first, [rows + chunks, V]; valid until the next call.
         """
 
+    def prepare(self) -> bool:
+        """Do a little of what a prompt would have to wait for; False when nothing is left."""
+
 
 class AheadRunner(Runner, Protocol):
     """A runner that chooses tokens on its device and need not wait until the host has read them.

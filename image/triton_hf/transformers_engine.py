@@ -125,6 +125,9 @@ class TransformersEngine(Engine):
         # Tokens that the host has not read, oldest first, and the rows that they are for.
         self._pending: collections.deque[tuple[Pending, list[_Row]]] = collections.deque()
 
+    def _prepare(self) -> bool:
+        return self._mixes and self._runner.prepare()
+
     def _kv_usage(self) -> float:
         """Count what requests wait for: pages, where a runner sets them aside."""
         usage: float | None = getattr(self._runner, "usage", None)

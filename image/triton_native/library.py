@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-VERSION = 5  # of the interface; the same number as in interface.cpp
+VERSION = 6  # of the interface; the same number as in interface.cpp
 NAME = "libtriton_native.so"
 SOURCE = Path(__file__).with_name("source")
 _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
@@ -188,6 +188,7 @@ def _declared(path: Path) -> ctypes.CDLL:
         "native_set_rotation": (None, (model, number, address, address)),
         "native_page_bytes": (ctypes.c_uint64, (model,)),
         "native_new_page": (ctypes.c_void_p, (model,)),
+        "native_prepare_page": (number, (model, ctypes.c_uint64)),
         "native_free_page": (None, (model, address)),
         "native_copy_page": (None, (model, address, address, number)),
         "native_forward": (number, (model, address, address, number, address, address)),

@@ -90,6 +90,14 @@ class PagePool:
         self._owners[page] = 1
         return int(page)
 
+    def prepare(self) -> bool:
+        """Bring a page into memory that a prompt would have to wait for; False when none is left.
+
+        As many are as will be kept in the end.
+        """
+        unused = min(self.limit // _KEPT_PART, self.limit - self.used) - self.kept
+        return unused > 0 and bool(self._library.native_prepare_page(self.handle, unused))
+
     def share(self, page: int) -> None:
         """Let one more sequence have a page."""
         self._kept.pop(page, None)

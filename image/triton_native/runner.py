@@ -144,6 +144,10 @@ class NativeRunner:
             row.release()
         self._rows = []
 
+    def prepare(self) -> bool:
+        """Do a little of what a prompt would have to wait for; False when nothing is left."""
+        return self._pages.prepare()
+
     def forget(self) -> None:
         """Let no later prompt take over what was read of earlier ones."""
         self._pages.forget()

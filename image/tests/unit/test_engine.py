@@ -76,6 +76,23 @@ def make(tmp_path: Path) -> Iterator[object]:
         engine.stop()
 
 
+def test_what_no_request_waits_for_is_done_while_there_is_none(make, monkeypatch) -> None:
+    asked: list[int] = []
+
+    def prepare(engine: SimulatedEngine) -> bool:
+        asked.append(engine.state().running)
+        return len(asked) < 50
+
+    monkeypatch.setattr(SimulatedEngine, "_prepare", prepare)
+    engine = make()
+    client = Client(engine)
+    client.ask()
+    assert client.answer()[1].finish_reason == "length"
+    # By the clock of an idle engine alone it would take 25 seconds.
+    eventually(lambda: len(asked) >= 50, seconds=10)
+    assert set(asked) == {0}
+
+
 def test_an_answer_has_its_tokens_in_order_and_one_last_event(make) -> None:
     client = Client(make())
     client.ask("a b c", max_tokens=5)

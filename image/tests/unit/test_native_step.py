@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import resource
 import subprocess
 import sys
 import threading
@@ -684,6 +685,41 @@ def test_kept_pages_are_few_and_make_room_for_those_in_use() -> None:
     assert torch.equal(logits, torch.stack(expected))
     assert (runner.pages.used, runner.pages.kept) == (16, 0)
     assert runner.resume(prompt(POSITIONS, seed=5))[1] == 0
+
+
+def test_memory_for_later_prompts_is_brought_in_before_them_and_no_more_than_is_kept() -> None:
+    runner = make_runner(make_model(), slots=8)  # 64 pages, of which 16 are kept
+    prepared = sum(1 for _ in iter(runner.prepare, False))
+    assert prepared == 16
+    expected = fresh(make_runner(make_model()), prompt(POSITIONS))
+    assert torch.equal(fresh(runner, prompt(POSITIONS)), expected)
+    assert (runner.pages.used, runner.pages.kept) == (0, 8)
+    assert not runner.prepare()  # 8 are unused, and no more will be kept
+    sequences = [runner.begin() for _ in range(2)]
+    for seed, sequence in enumerate(sequences, start=1):
+        runner.extend(sequence, prompt(POSITIONS, seed=seed))
+    assert sum(1 for _ in iter(runner.prepare, False)) == 8
+
+
+def test_a_prepared_prompt_takes_no_new_memory() -> None:
+    model = make_model(num_hidden_layers=12, head_dim=32, num_key_value_heads=6)
+    runner = make_runner(model, slots=64)
+    pages = runner.pages.limit // 4
+    before = resident()
+    while runner.prepare():
+        pass
+    taken = resident() - before
+    assert taken >= pages * runner.pages.page_bytes > 30e6
+    before = resident()
+    for seed in range(pages * runner.pages.tokens // POSITIONS):
+        runner.extend(sequence := runner.begin(), prompt(POSITIONS, seed=seed))
+        runner.join(sequence)
+    assert resident() - before < 0.2 * taken
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
 
 
 def test_a_copied_page_takes_over_only_what_is_common() -> None:

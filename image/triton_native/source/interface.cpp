@@ -27,7 +27,7 @@ bool tiles_allowed() {
 extern "C" {
 
 // Raise it when a function or a structure of this interface changes.
-int32_t native_version() { return 5; }
+int32_t native_version() { return 6; }
 
 // The best level whose instructions can run here, 0 for none. Whether tiles really work, as the
 // flags say, only a process that tries them can tell.
@@ -87,6 +87,9 @@ void native_set_rotation(Step* model, int32_t positions, const uint16_t* cosines
 uint64_t native_page_bytes(const Step* model) { return model->page_bytes(); }
 
 void* native_new_page(Step* model) { return model->new_page(); }
+
+// Whether a page was brought into memory, because fewer than `most` were there unused.
+int32_t native_prepare_page(Step* model, uint64_t most) { return model->prepare_page(most); }
 
 void native_free_page(Step* model, void* page) { model->free_page(page); }
 

@@ -178,9 +178,10 @@ class Model final : public Step {
 
   // A page whose values are 0, because 0 x NaN of a former user would be NaN.
   void* new_page() override {
-    if (free_.empty() && !more_pages()) return nullptr;
-    void* page = free_.back();
-    free_.pop_back();
+    std::vector<void*>& from = free_.empty() ? fresh_ : free_;
+    if (from.empty() && !more_pages()) return nullptr;
+    void* page = from.back();
+    from.pop_back();
     const size_t half = static_cast<size_t>(c_.head_dim) * kPage;
     auto* values = static_cast<bf16*>(page) + half;  // keys come before them
     for (int block = 0; block < c_.layers * c_.kv_heads; ++block, values += 2 * half)
@@ -189,6 +190,16 @@ class Model final : public Step {
   }
 
   void free_page(void* page) override { free_.push_back(page); }
+
+  // Memory that was never used comes from the system when it is touched, which on some virtual
+  // machines takes as long as a tenth of the prompt that it is for.
+  bool prepare_page(size_t most) override {
+    if (free_.size() >= most || (fresh_.empty() && !more_pages())) return false;
+    std::memset(fresh_.back(), 0, page_bytes());
+    free_.push_back(fresh_.back());
+    fresh_.pop_back();
+    return true;
+  }
 
   // Copy the keys and values of the first tokens of a page to a new one.
   void copy_page(const void* from, void* to, int count) const override {
@@ -251,13 +262,15 @@ class Model final : public Step {
   bool more_pages() {
     const size_t pages = std::max<size_t>(1, kPagesAtOnce / page_bytes());
     try {
-      free_.reserve((memory_.size() + 1) * pages);  // so giving one back needs no memory
+      // So that none of these needs memory later.
+      fresh_.reserve(pages);
+      free_.reserve((memory_.size() + 1) * pages);
       memory_.push_back(std::make_unique<Memory>(pages * page_bytes()));
     } catch (const std::bad_alloc&) {
       return false;
     }
     for (size_t page = pages; page-- > 0;)
-      free_.push_back(memory_.back()->data() + page * page_bytes());
+      fresh_.push_back(memory_.back()->data() + page * page_bytes());
     return true;
   }
 
@@ -550,7 +563,7 @@ class Model final : public Step {
   std::vector<float> final_norm_;
   std::vector<bf16> cosines_, sines_;
   std::vector<std::unique_ptr<Memory>> memory_;  // of all pages
-  std::vector<void*> free_;
+  std::vector<void*> free_, fresh_;              // fresh ones were never used
   std::vector<Place> places_;
   std::vector<Tile> tiles_;
   std::vector<std::pair<int, int>> outputs_;  // row of the logits, place

@@ -39,6 +39,7 @@ class Step {
   virtual void set_rotation(int positions, const bf16* cosines, const bf16* sines) = 0;
   virtual size_t page_bytes() const = 0;
   virtual void* new_page() = 0;
+  virtual bool prepare_page(size_t most) = 0;
   virtual void free_page(void* page) = 0;
   virtual void copy_page(const void* from, void* to, int count) const = 0;
   // `highest` gets, for each row of the logits, the token with the largest; -1 where they are no
