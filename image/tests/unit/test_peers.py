@@ -96,8 +96,8 @@ def test_whole_answers_have_no_time_between_tokens() -> None:
     assert (found.tokens_per_second, found.inter_token_p50) == (32.0, None)
 
 
-def test_a_serial_system_gets_few_requests_and_every_client_at_least_one() -> None:
-    assert [requests(c, serial=False) for c in (1, 4, 16, 32)] == [3, 8, 16, 32]
+def test_a_serial_system_gets_few_requests_and_every_client_several() -> None:
+    assert [requests(c, serial=False) for c in (1, 4, 32)] == [4, 16, 128]
     assert requests(32, serial=True) == 2
 
 
