@@ -97,8 +97,9 @@ simulation: venv ## The chart with 200 GPU nodes and 400 servers, simulated (abo
 	@$(PY) -m scaling.simulation_report results/simulation/simulation.json
 
 .PHONY: bench
-bench: venv ## The engine behind Triton beside its peers, and how exact its answers are (about 40 min)
+bench: venv ## The engine behind Triton beside its peers, and how exact its answers are (about an hour)
 	@$(PY) image/benchmarks/peers.py --install --out results/peers.json
+	@$(PY) image/benchmarks/overhead.py --out results/overhead.json
 	@$(PY) image/benchmarks/accuracy.py --out results/accuracy.json
 
 .PHONY: bench-gpu

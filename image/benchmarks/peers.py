@@ -86,6 +86,7 @@ class Bench:
         self._encode = _encoder(model)
         self._end = START + 60 * options.minutes
         self.machine = machine.describe()
+        self._threads = int(str(self.machine["cores"]))
         self.limits = Limits.of(model.folder)
         self.rows: dict[str, report.Row] = {}
 
@@ -95,9 +96,8 @@ class Bench:
 
     def gauge(self) -> None:
         """Measure the machine."""
-        threads = int(str(self.machine["cores"]))
-        self.limits.bandwidth += machine.read_bandwidth(threads=threads)
-        self.limits.products += machine.multiply_rates(threads=threads)
+        self.limits.bandwidth += machine.read_bandwidth(threads=self._threads)
+        self.limits.products += machine.multiply_rates(threads=self._threads)
         say(
             f"memory: {max(self.limits.bandwidth) / 1e9:.1f} GB/s at best, "
             f"products: {max(self.limits.products) / 1e9:.0f} GFLOP/s"
@@ -147,6 +147,7 @@ class Bench:
             if self._late():
                 row.fault = f"the time was up before {shape} c={clients}"
                 break
+            row.bandwidth += self._sweeps(clients)
             cells[clients] = measure(
                 running,
                 self.prompts,
@@ -156,10 +157,15 @@ class Bench:
                 runs=self._options.repeats,
                 seconds=self._options.cell_seconds,
             )
+            row.bandwidth += self._sweeps(clients)
             speeds = [run.tokens_per_second for run in cells[clients]]
             say(f"{system.name}: {shape} c={clients}: {statistics.median(speeds):.1f} tok/s")
         used = machine.session_bytes(running.session)
         row.memory_bytes = max(row.memory_bytes or 0, used)
+
+    def _sweeps(self, clients: int) -> list[float]:
+        """Measure what bounds one client; nothing for many."""
+        return machine.read_bandwidth(threads=self._threads) if clients == 1 else []
 
     def save(self) -> None:
         """Write what is known so far."""

@@ -20,6 +20,8 @@ _LEAST_COPY = 4
 _MOST_COMPARED = 256
 # Part of all pages that are kept for later prompts while no sequence has them.
 _KEPT_PART = 4
+# Bytes of pages that are brought into memory before they are needed.
+_MOST_PREPARED = 256 << 20
 
 Tokens = tuple[int, ...]
 
@@ -93,9 +95,10 @@ class PagePool:
     def prepare(self) -> bool:
         """Bring a page into memory that a prompt would have to wait for; False when none is left.
 
-        As many are as will be kept in the end.
+        As many are as will be kept in the end, or what a busy start may take.
         """
-        unused = min(self.limit // _KEPT_PART, self.limit - self.used) - self.kept
+        most = min(self.limit // _KEPT_PART, _MOST_PREPARED // self.page_bytes)
+        unused = min(most, self.limit - self.used) - self.kept
         return unused > 0 and bool(self._library.native_prepare_page(self.handle, unused))
 
     def share(self, page: int) -> None:

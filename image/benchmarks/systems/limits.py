@@ -38,6 +38,10 @@ class Limits:
         """Most tokens per second of one client, for which all weights are read once a token."""
         return max(self.bandwidth, default=0.0) / (2 * self.parameters)
 
+    def near(self, bandwidth: list[float]) -> float:
+        """The same from these sweeps, where there are any."""
+        return max(bandwidth) / (2 * self.parameters) if bandwidth else self.memory
+
     def arithmetic(self, shape: Shape) -> float:
         """Most tokens of answers per second of many clients; attention is not counted.
 

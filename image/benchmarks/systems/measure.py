@@ -12,6 +12,7 @@ from benchmarks.systems.base import Answer, Prompt, Running
 SERIAL_REQUESTS = 2
 REQUESTS_A_CLIENT = 4
 IDLE_PROMPT, IDLE_RUNS = 128, 8
+WARM_ANSWER = 4
 PREFILL_PROMPT, PREFILL_RUNS = 1000, 3
 
 Prompts = Callable[[int, int, str], list[Prompt]]
@@ -128,7 +129,7 @@ def warm_up(running: Running, prompts: Prompts, *, clients: int) -> None:
     """
     for count in sorted({1, clients}):
         asked = prompts(count, IDLE_PROMPT, f"warm {count}")
-        check(running.ask(asked, tokens=4, clients=count), asked, tokens=4)
+        check(running.ask(asked, tokens=WARM_ANSWER, clients=count), asked, tokens=WARM_ANSWER)
 
 
 def idle_seconds(running: Running, prompts: Prompts, *, length: int, runs: int) -> list[float]:

@@ -16,7 +16,12 @@ Cells = dict[str, dict[int, list[Run]]]  # by shape and clients
 
 @dataclasses.dataclass(kw_only=True)
 class Row:
-    """What is known of one system; seconds and bytes."""
+    """What is known of one system; seconds and bytes.
+
+    Attributes:
+        bandwidth: Bytes per second of sweeps over the memory just before and after it was measured
+            with one client, because that changes on a machine that others use, too.
+    """
 
     name: str
     precision: str
@@ -26,6 +31,7 @@ class Row:
     memory_bytes: int | None = None
     idle_first_token: list[float] = dataclasses.field(default_factory=list)
     prefill_first_token: list[float] = dataclasses.field(default_factory=list)
+    bandwidth: list[float] = dataclasses.field(default_factory=list)
     cells: Cells = dataclasses.field(default_factory=dict)
 
 
@@ -55,7 +61,7 @@ def speed_table(rows: list[Row], shape: str, *, limits: Limits) -> str:
         if cells:
             texts = [_cell(ours.get(c), cells.get(c), row.name) for c in clients]
             shares = [
-                _share(row, cells.get(1), limits.memory),
+                _share(row, cells.get(1), limits.near(row.bandwidth)),
                 _share(row, cells.get(many), limits.arithmetic(Shape.parse(shape))),
             ]
             lines.append(_line([row.name, row.precision, *texts, *shares]))
@@ -117,7 +123,8 @@ def document(rows: list[Row], *, limits: Limits) -> str:
     sweeps, products = limits.bandwidth, limits.products
     parts = [
         f"The memory's limit for one client in bf16: {limits.memory:.0f} tokens/s, from the best "
-        f"sweep ({max(sweeps) / 1e9:.1f} GB/s; median {statistics.median(sweeps) / 1e9:.1f} GB/s)."
+        f"sweep ({max(sweeps) / 1e9:.1f} GB/s; median {statistics.median(sweeps) / 1e9:.1f} GB/s). "
+        "In the table each system is held to the best sweep just before and after it."
     ]
     if products:
         parts.append(

@@ -39,12 +39,17 @@ def stream(prompt: Prompt, tokens: int) -> tuple[str, dict[str, Any]]:
     return f"/v2/models/{MODEL}_stream/generate_stream", body
 
 
-class _Asked:
-    """A Triton that is ready."""
+class AskedTriton:
+    """A Triton that is ready, and how it is asked."""
 
     def __init__(self, server: Server, request: Request) -> None:
+        """Ask this server with such requests."""
         self._server, self._request = server, request
         self.session = server.process.pid
+
+    def streaming(self) -> AskedTriton:
+        """The same server, asked for streams."""
+        return AskedTriton(self._server, stream)
 
     def ask(self, prompts: Sequence[Prompt], *, tokens: int, clients: int) -> list[Answer]:
         """Answer all prompts with this many tokens each, `clients` of them at any time."""
@@ -88,7 +93,7 @@ class OurTriton:
         _unpack()
 
     @contextlib.contextmanager
-    def running(self, folder: Path) -> Iterator[_Asked]:
+    def running(self, folder: Path) -> Iterator[AskedTriton]:
         """Run it until the block ends."""
         revision = self._model.revision
         weights = weights_folder(folder / "store", REPOSITORY, revision)
@@ -100,7 +105,7 @@ class OurTriton:
         write_model(folder / "models", spec)
         environment = {"TRITON_HF_STORE": str(folder / "store")}
         with _server(folder, environment) as server:
-            yield _Asked(server, self._request)
+            yield AskedTriton(server, self._request)
 
 
 class Tutorial:
@@ -120,13 +125,13 @@ class Tutorial:
         _unpack()
 
     @contextlib.contextmanager
-    def running(self, folder: Path) -> Iterator[_Asked]:
+    def running(self, folder: Path) -> Iterator[AskedTriton]:
         """Run it until the block ends."""
         shutil.copytree(
             TUTORIAL, folder / "models" / MODEL, ignore=shutil.ignore_patterns("__pycache__")
         )
         with _server(folder, {"MODEL_FOLDER": str(self._model.folder)}) as server:
-            yield _Asked(server, infer)
+            yield AskedTriton(server, infer)
 
 
 def _unpack() -> None:

@@ -701,6 +701,12 @@ def test_memory_for_later_prompts_is_brought_in_before_them_and_no_more_than_is_
     assert sum(1 for _ in iter(runner.prepare, False)) == 8
 
 
+def test_no_more_than_a_bound_is_brought_in(monkeypatch) -> None:
+    runner = make_runner(make_model(), slots=8)
+    monkeypatch.setattr("triton_native.pages._MOST_PREPARED", 5 * runner.pages.page_bytes)
+    assert sum(1 for _ in iter(runner.prepare, False)) == 5
+
+
 def test_a_prepared_prompt_takes_no_new_memory() -> None:
     model = make_model(num_hidden_layers=12, head_dim=32, num_key_value_heads=6)
     runner = make_runner(model, slots=64)

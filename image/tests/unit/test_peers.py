@@ -96,6 +96,13 @@ def test_whole_answers_have_no_time_between_tokens() -> None:
     assert (found.tokens_per_second, found.inter_token_p50) == (32.0, None)
 
 
+def test_one_client_is_held_to_the_memory_as_it_was_around_it() -> None:
+    near = row("ours", 100.0)
+    near.bandwidth = [12e9, 24e9]
+    lines = speed_table([near, row("peer", 100.0)], "64/64", limits=LIMITS).splitlines()
+    assert [line.split(" | ")[-2] for line in lines[2:]] == ["100%", "80%"]
+
+
 def test_a_serial_system_gets_few_requests_and_every_client_several() -> None:
     assert [requests(c, serial=False) for c in (1, 4, 32)] == [4, 16, 128]
     assert requests(32, serial=True) == 2
