@@ -147,7 +147,6 @@ class Bench:
             if self._late():
                 row.fault = f"the time was up before {shape} c={clients}"
                 break
-            row.bandwidth += self._sweeps(clients)
             cells[clients] = measure(
                 running,
                 self.prompts,
@@ -156,16 +155,16 @@ class Bench:
                 serial=system.serial,
                 runs=self._options.repeats,
                 seconds=self._options.cell_seconds,
+                between=functools.partial(self._sweep, row) if clients == 1 else None,
             )
-            row.bandwidth += self._sweeps(clients)
             speeds = [run.tokens_per_second for run in cells[clients]]
             say(f"{system.name}: {shape} c={clients}: {statistics.median(speeds):.1f} tok/s")
         used = machine.session_bytes(running.session)
         row.memory_bytes = max(row.memory_bytes or 0, used)
 
-    def _sweeps(self, clients: int) -> list[float]:
-        """Measure what bounds one client; nothing for many."""
-        return machine.read_bandwidth(threads=self._threads) if clients == 1 else []
+    def _sweep(self, row: report.Row) -> None:
+        """Measure what bounds one client."""
+        row.bandwidth += machine.read_bandwidth(threads=self._threads)
 
     def save(self) -> None:
         """Write what is known so far."""

@@ -77,6 +77,21 @@ def test_a_change_that_noise_can_explain_is_unclear_and_no_pass() -> None:
     assert verdicts(judge.times(answers(1.0, per_second=1), SPAN)) == {judge.UNCLEAR}
 
 
+def test_a_drift_of_one_kind_alone_is_over_and_noise_is_not() -> None:
+    slower = [
+        dataclasses.replace(one, seconds=one.seconds * 1.15)
+        if one.kind == STREAM and one.at >= SPAN.window(-1)[0]
+        else one
+        for one in answers(1.0)
+    ]
+    assert [(line.name, line.verdict) for line in judge.kinds(slower, SPAN)] == [
+        (f"{STREAM}: p99 m, s", judge.OVER),
+        (f"{WHOLE}: p99 m, s", judge.HELD),
+    ]
+    assert verdicts(judge.kinds(answers(1.10, per_second=4, spread=0.4), SPAN)) == {judge.HELD}
+    assert verdicts(judge.kinds(answers(1.0, per_second=1), SPAN)) == {judge.HELD}
+
+
 def test_two_percent_of_memory_may_come_and_not_more() -> None:
     assert verdicts(judge.memory(samples(leak=1.5), SPAN)) == {judge.HELD}
     assert verdicts(judge.memory(samples(leak=4.0), SPAN)) == {judge.OVER}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 
 from benchmarks.systems.measure import Shape
@@ -39,8 +40,8 @@ class Limits:
         return max(self.bandwidth, default=0.0) / (2 * self.parameters)
 
     def near(self, bandwidth: list[float]) -> float:
-        """The same from these sweeps, where there are any."""
-        return max(bandwidth) / (2 * self.parameters) if bandwidth else self.memory
+        """The same from the median of these sweeps, where there are any."""
+        return statistics.median(bandwidth) / (2 * self.parameters) if bandwidth else self.memory
 
     def arithmetic(self, shape: Shape) -> float:
         """Most tokens of answers per second of many clients; attention is not counted.

@@ -51,7 +51,7 @@ class Run:
 
 
 def requests(clients: int, *, serial: bool) -> int:
-    """How many requests a run sends: some of each client, so that most come while others are answered.
+    """How many requests a run sends: several of each client, so that most come under load.
 
     A serial system gets few: its speed does not depend on how many wait.
     """
@@ -102,8 +102,11 @@ def measure(
     serial: bool,
     runs: int,
     seconds: float,
+    between: Callable[[], None] | None = None,
 ) -> list[Run]:
     """Measure one shape with this many clients; no further run begins after some seconds.
+
+    `between` is called before each run and after the last one.
 
     Raises:
         FailedError: An answer was not whole.
@@ -113,11 +116,15 @@ def measure(
     for run in range(runs):
         if found and time.monotonic() > end:
             break
+        if between:
+            between()
         count = requests(clients, serial=serial)
         asked = prompts(count, shape.prompt, f"{shape} {clients} {run}")
         answers = running.ask(asked, tokens=shape.answer, clients=clients)
         check(answers, asked, tokens=shape.answer)
         found.append(summary(answers, tokens=shape.answer))
+    if between:
+        between()
     return found
 
 

@@ -19,8 +19,8 @@ class Row:
     """What is known of one system; seconds and bytes.
 
     Attributes:
-        bandwidth: Bytes per second of sweeps over the memory just before and after it was measured
-            with one client, because that changes on a machine that others use, too.
+        bandwidth: Bytes per second of sweeps over the memory between the runs with one client,
+            because that changes on a machine that others use, too.
     """
 
     name: str
@@ -124,7 +124,7 @@ def document(rows: list[Row], *, limits: Limits) -> str:
     parts = [
         f"The memory's limit for one client in bf16: {limits.memory:.0f} tokens/s, from the best "
         f"sweep ({max(sweeps) / 1e9:.1f} GB/s; median {statistics.median(sweeps) / 1e9:.1f} GB/s). "
-        "In the table each system is held to the best sweep just before and after it."
+        "In the table each system is held to the median of the sweeps between its runs."
     ]
     if products:
         parts.append(

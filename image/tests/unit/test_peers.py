@@ -98,7 +98,7 @@ def test_whole_answers_have_no_time_between_tokens() -> None:
 
 def test_one_client_is_held_to_the_memory_as_it_was_around_it() -> None:
     near = row("ours", 100.0)
-    near.bandwidth = [12e9, 24e9]
+    near.bandwidth = [12e9, 24e9, 48e9]
     lines = speed_table([near, row("peer", 100.0)], "64/64", limits=LIMITS).splitlines()
     assert [line.split(" | ")[-2] for line in lines[2:]] == ["100%", "80%"]
 
@@ -106,6 +106,29 @@ def test_one_client_is_held_to_the_memory_as_it_was_around_it() -> None:
 def test_a_serial_system_gets_few_requests_and_every_client_several() -> None:
     assert [requests(c, serial=False) for c in (1, 4, 32)] == [4, 16, 128]
     assert requests(32, serial=True) == 2
+
+
+def test_something_can_be_done_between_the_runs_and_around_them() -> None:
+    noted: list[str] = []
+
+    class Noted:
+        session = 0
+
+        def ask(self, prompts, *, tokens: int, clients: int) -> list[Answer]:
+            noted.append("run")
+            return [whole(0.0, 1.0) for _ in prompts]
+
+    measure(
+        Noted(),
+        lambda count, length, seed: [PROMPT] * count,
+        Shape(prompt=3, answer=1),
+        clients=1,
+        serial=False,
+        runs=2,
+        seconds=60.0,
+        between=lambda: noted.append("between"),
+    )
+    assert noted == ["between", "run", "between", "run", "between"]
 
 
 def test_no_repeat_begins_after_the_seconds_of_a_cell() -> None:

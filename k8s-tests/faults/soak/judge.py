@@ -96,6 +96,20 @@ def times(ended: Sequence[Ended], span: Span) -> list[Line]:
     return lines
 
 
+def kinds(ended: Sequence[Ended], span: Span) -> list[Line]:
+    """Compare the times of each kind of answer alone, which may only tell that one has drifted.
+
+    They are too few to show that none has, but a drift of one kind is half as large among all.
+    """
+    lines = []
+    for model, kind in sorted({(one.model, one.kind) for one in ended if one.kind in ANSWERED}):
+        chosen = [one for one in ended if (one.model, one.kind) == (model, kind)]
+        line = _time(f"{kind}: p99 {model}, s", [within(chosen, w) for w in span.windows()])
+        verdict = OVER if line.verdict == OVER else HELD
+        lines.append(replace(line, limit=f"not surely {TIME_LIMIT:.0%} more", verdict=verdict))
+    return lines
+
+
 def within(ended: Sequence[Ended], window: tuple[float, float]) -> list[float]:
     """Return the seconds of the requests that began in a window."""
     return [one.seconds for one in ended if window[0] <= one.at < window[1]]

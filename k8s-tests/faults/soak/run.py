@@ -71,10 +71,10 @@ class Soak:
 
     def lines(self, *, timed: bool) -> list[judge.Line]:
         """Return every comparison; without `timed` none of times."""
-        answers = [
-            *judge.faults(self.ended),
-            *(judge.times(self.at_one_pace(), self.span) if timed else []),
-        ]
+        answers = judge.faults(self.ended)
+        if timed:
+            ended = self.at_one_pace()
+            answers += [*judge.times(ended, self.span), *judge.kinds(ended, self.span)]
         loads = [
             judge.load(name, self.share(name), LOAD)
             for name, most in self.capacity.items()
