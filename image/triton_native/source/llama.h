@@ -535,10 +535,9 @@ class Model final : public Step {
     const Segment& segment = *tile.segment;
     Attention::Query queries[kRows];
     for (int r = 0; r < tile.rows; ++r) {
-      const int row = tile.first_place + (tile.from + r) / group_;
+      const int token = (tile.from + r) / group_, row = tile.first_place + token;
       const int at = (tile.kv_head * group_ + (tile.from + r) % group_) * c_.head_dim;
-      queries[r] = {projected_.row(row) + at, attended_.row(row) + at,
-                    segment.start + (tile.from + r) / group_};
+      queries[r] = {projected_.row(row) + at, attended_.row(row) + at, segment.start + token};
     }
     attention_.attend(
         queries, tile.rows,

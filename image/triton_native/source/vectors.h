@@ -67,16 +67,6 @@ inline void store16(bf16* to, __m512 values) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(values));
 }
 
-// 32 numbers, one after the other.
-inline void store32(bf16* to, __m512 first, __m512 second) {
-#if NATIVE_BF16 && !defined(NATIVE_EMULATE)
-  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-#else
-  store16(to, first);
-  store16(to + 16, second);
-#endif
-}
-
 // 8 numbers of one place, and 8 of another behind them.
 inline __m512 load_halves(const bf16* low, const bf16* high) {
   return widen(_mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(high)),
@@ -103,12 +93,17 @@ inline void store_halves(float* low, float* high, __m512 values) {
 inline __m512 load16(const float* from) { return _mm512_loadu_ps(from); }
 
 inline void store16(float* to, __m512 values) { _mm512_storeu_ps(to, rounded(values)); }
+#endif
 
-inline void store32(float* to, __m512 first, __m512 second) {
+// 32 numbers, one after the other.
+inline void store32(Value* to, __m512 first, __m512 second) {
+#if NATIVE_BF16 && !defined(NATIVE_EMULATE)
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+#else
   store16(to, first);
   store16(to + 16, second);
-}
 #endif
+}
 
 inline float to_float(bf16 value) {
   uint32_t bits = static_cast<uint32_t>(value) << 16;
@@ -140,7 +135,7 @@ inline bf16 from_value(Value value) {
 #endif
 }
 
-// 2^x to about 1e-7; NaN stays NaN, and so does no other number that is not finite.
+// 2^x to about 1e-7; NaN of what is not finite.
 inline __m512 power_of_two(__m512 x) {
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = _mm512_sub_ps(x, n);
