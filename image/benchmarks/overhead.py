@@ -29,18 +29,18 @@ from benchmarks.systems.measure import (  # noqa: E402
     IDLE_PROMPT,
     WARM_ANSWER,
     FailedError,
-    Prompts,
     Shape,
     check,
     requests,
     summary,
     warm_up,
 )
-from benchmarks.systems.prompts import encoder, make_prompts  # noqa: E402
+from benchmarks.systems.prompts import Prompts, prompts_for  # noqa: E402
+from benchmarks.systems.report import line  # noqa: E402
 from benchmarks.systems.triton import OurTriton  # noqa: E402
 from benchmarks.systems.workers import Engine  # noqa: E402
 
-from support.models import LocalModel, ensure_smollm2  # noqa: E402
+from support.models import ensure_smollm2  # noqa: E402
 
 ENGINE, WHOLE, STREAMS = "engine", "whole answers", "streams"
 RATIOS = ((WHOLE, ENGINE), (STREAMS, ENGINE), (STREAMS, WHOLE))
@@ -104,27 +104,16 @@ def table(found: dict[int, Speeds]) -> str:
     """Medians, with the lowest and the highest, as a Markdown table."""
     heads = [f"tokens/s, {name}" for name in (ENGINE, WHOLE, STREAMS)]
     heads += [f"{one} of {other}" for one, other in RATIOS]
-    lines = [_line(["clients", *heads]), _line(["---"] * (len(heads) + 1))]
+    lines = [line(["clients", *heads]), line(["---"] * (len(heads) + 1))]
     for clients, speeds in found.items():
         cells = [f"{statistics.median(speeds[name]):.0f}" for name in (ENGINE, WHOLE, STREAMS)]
         cells += [_percent(ratios(speeds, one, other)) for one, other in RATIOS]
-        lines.append(_line([str(clients), *cells]))
+        lines.append(line([str(clients), *cells]))
     return "\n".join(lines)
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _percent(values: list[float]) -> str:
     return f"{statistics.median(values):.1%} ({min(values):.0%} to {max(values):.0%})"
-
-
-def _prompts(model: LocalModel) -> Prompts:
-    from transformers import AutoTokenizer
-
-    encode = encoder(AutoTokenizer.from_pretrained(model.folder))
-    return lambda count, length, seed: make_prompts(encode, count, length=length, seed=seed)
 
 
 def parse() -> argparse.Namespace:
@@ -159,7 +148,7 @@ def run(options: argparse.Namespace) -> dict[int, Speeds]:
     ):
         say("all are ready")
         systems = {ENGINE: inside, WHOLE: whole, STREAMS: whole.streaming()}
-        rounds = Rounds(systems, prompts=_prompts(model), shape=shape)
+        rounds = Rounds(systems, prompts=prompts_for(model.folder), shape=shape)
         rounds.warm_up(max(options.clients))
         return {
             clients: rounds.measure(clients=clients, rounds=options.rounds)

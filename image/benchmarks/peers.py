@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "image"), str(ROOT / "k8s-tests")]
 
 from benchmarks.systems import machine, report  # noqa: E402
-from benchmarks.systems.base import Prompt, Running, System, UnavailableError  # noqa: E402
+from benchmarks.systems.base import Running, System, UnavailableError  # noqa: E402
 from benchmarks.systems.limits import Limits  # noqa: E402
 from benchmarks.systems.llama_cpp import LlamaCpp  # noqa: E402
 from benchmarks.systems.measure import (  # noqa: E402
@@ -41,7 +41,7 @@ from benchmarks.systems.measure import (  # noqa: E402
     measure,
     warm_up,
 )
-from benchmarks.systems.prompts import encoder, make_prompts  # noqa: E402
+from benchmarks.systems.prompts import prompts_for  # noqa: E402
 from benchmarks.systems.triton import OurTriton, Tutorial  # noqa: E402
 from benchmarks.systems.vllm_cpu import VllmCpu  # noqa: E402
 from benchmarks.systems.workers import ContinuousBatching, Engine, OpenVino  # noqa: E402
@@ -83,16 +83,12 @@ class Bench:
     def __init__(self, options: argparse.Namespace, model: LocalModel) -> None:
         """Prepare prompts and rows."""
         self._options = options
-        self._encode = _encoder(model)
+        self.prompts = prompts_for(model.folder)  # they differ from all others of this run
         self._end = START + 60 * options.minutes
         self.machine = machine.describe()
         self._threads = int(str(self.machine["cores"]))
         self.limits = Limits.of(model.folder)
         self.rows: dict[str, report.Row] = {}
-
-    def prompts(self, count: int, length: int, seed: str) -> list[Prompt]:
-        """Prompts that differ from all others of this run."""
-        return make_prompts(self._encode, count, length=length, seed=seed)
 
     def gauge(self) -> None:
         """Measure the machine."""
@@ -185,12 +181,6 @@ class Bench:
         """All tables as Markdown."""
         rows = list(self.rows.values())
         return report.document(rows, limits=self.limits)
-
-
-def _encoder(model: LocalModel) -> Callable[[str, str], tuple[int, ...]]:
-    from transformers import AutoTokenizer
-
-    return encoder(AutoTokenizer.from_pretrained(model.folder))
 
 
 def parse() -> argparse.Namespace:

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.systems.base import Answer, Prompt, Running
+from benchmarks.systems.prompts import Prompts
 
 SERIAL_REQUESTS = 2
 REQUESTS_A_CLIENT = 4
 IDLE_PROMPT, IDLE_RUNS = 128, 8
 WARM_ANSWER = 4
 PREFILL_PROMPT, PREFILL_RUNS = 1000, 3
-
-Prompts = Callable[[int, int, str], list[Prompt]]
 
 
 class FailedError(Exception):

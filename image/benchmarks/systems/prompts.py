@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from benchmarks.systems.base import Prompt
@@ -18,6 +19,15 @@ _WORDS = _TEXT.split()
 _SYSTEM_WORDS = 12  # the first words differ, so that no cache of prefixes helps anyone
 
 Encode = Callable[[str, str], tuple[int, ...]]
+Prompts = Callable[[int, int, str], list[Prompt]]  # from number, length and seed
+
+
+def prompts_for(folder: Path) -> Prompts:
+    """Return what makes prompts for the model of a folder; they differ from seed to seed."""
+    from transformers import AutoTokenizer
+
+    encode = encoder(AutoTokenizer.from_pretrained(folder))
+    return lambda count, length, seed: make_prompts(encode, count, length=length, seed=seed)
 
 
 def make_prompts(encode: Encode, count: int, *, length: int, seed: str) -> list[Prompt]:

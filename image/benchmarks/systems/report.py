@@ -55,7 +55,7 @@ def speed_table(rows: list[Row], shape: str, *, limits: Limits) -> str:
     many = max(clients, default=1)
     head = ["system", "precision", *(f"c={count}" for count in clients)]
     head += ["c=1 of memory", f"c={many} of arithmetic"]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = [line(head), line(["---"] * len(head))]
     for row in rows:
         cells = row.cells.get(shape, {})
         if cells:
@@ -64,7 +64,7 @@ def speed_table(rows: list[Row], shape: str, *, limits: Limits) -> str:
                 _share(row, cells.get(1), limits.near(row.bandwidth)),
                 _share(row, cells.get(many), limits.arithmetic(Shape.parse(shape))),
             ]
-            lines.append(_line([row.name, row.precision, *texts, *shares]))
+            lines.append(line([row.name, row.precision, *texts, *shares]))
     return "\n".join(lines)
 
 
@@ -86,11 +86,11 @@ def other_table(rows: list[Row], shape: str) -> str:
     clients = sorted({count for row in rows for count in row.cells.get(shape, {})})
     head = ["system", "start s", "memory MB", "first token ms", "prefill tok/s"]
     head += [f"gap p50 / p99 ms, c={count}" for count in clients]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = [line(head), line(["---"] * len(head))]
     for row in rows:
         if not row.starts:
             continue
-        lines.append(_line([row.name, *_other(row), *(_gaps(row, shape, c) for c in clients)]))
+        lines.append(line([row.name, *_other(row), *(_gaps(row, shape, c) for c in clients)]))
     return "\n".join(lines)
 
 
@@ -208,5 +208,6 @@ def _speed(runs: list[Run]) -> float:
     return statistics.median(run.tokens_per_second for run in runs)
 
 
-def _line(texts: list[str]) -> str:
+def line(texts: list[str]) -> str:
+    """One line of a Markdown table."""
     return f"| {' | '.join(texts)} |"
