@@ -13,6 +13,7 @@ USAGE = """usage: triton-hf COMMAND ...
   sync                   download models into the store (the model-sync Job)
   wait                   wait until the store holds a generation of models
   probe                  startup, ready or live: exec probe of a server
+  openai ARGS...         OpenAI's API for the models of a Triton
 """
 
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sync": _sync,
         "wait": _wait,
         "probe": _probe,
+        "openai": _openai,
     }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="", file=sys.stdout if words else sys.stderr)
@@ -70,6 +72,12 @@ def _probe(arguments: list[str]) -> int:
     from triton_hf.probe import probe_command
 
     return probe_command(arguments)
+
+
+def _openai(arguments: list[str]) -> int:
+    from triton_openai.server import main as openai_command
+
+    return openai_command(arguments)
 
 
 if __name__ == "__main__":

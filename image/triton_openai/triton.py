@@ -1,0 +1,181 @@
+"""Triton's side: one question in tensors over gRPC, and its answer whole or in pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from triton_openai.errors import ApiError, from_triton
+
+# Without it a stream reports an error as text alone, without its status.
+STREAM_STATUS = {"triton_grpc_error": "true"}
+OUTPUTS = ("text_output", "finish_reason", "prompt_tokens", "completion_tokens")
+_STATUS = re.compile(r"^(?:StatusCode\.)?([A-Z_]+)$")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a model is asked.
+
+    Attributes:
+        model: Name of the model in Triton.
+        tensor: Input that carries it: `messages` or `prompt`.
+        text: Its value.
+        parameters: Request parameters; scalars.
+        names: For parameters that the client sent under another name: that name.
+        request_id: Of the client's request.
+        trace: Headers of the client's trace, which Triton goes on with.
+    """
+
+    model: str
+    tensor: str
+    text: str
+    parameters: Mapping[str, str | int | float | bool]
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    request_id: str = ""
+    trace: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """New text of an answer; the last piece has a finish reason. Tokens are those so far."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Triton:
+    """A connection to one Triton."""
+
+    def __init__(self, *, address: str, secrets: Mapping[str, str] | None = None) -> None:
+        """Connect to `HOST:PORT` with the first call.
+
+        Args:
+            address: Of its gRPC port.
+            secrets: Header -> value, for the APIs that Triton serves only with it.
+        """
+        self._client = triton.InferenceServerClient(address)
+        self._headers = {
+            f"triton-grpc-protocol-{name}": value for name, value in (secrets or {}).items()
+        }
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def ready(self) -> bool:
+        """Whether Triton and all its models are ready."""
+        try:
+            return bool(await self._client.is_server_ready(client_timeout=2))
+        except InferenceServerException:
+            return False
+
+    async def ready_models(self) -> list[str]:
+        """Return the names of the models that are ready.
+
+        Raises:
+            ApiError: Triton does not answer.
+        """
+        try:
+            index = await self._client.get_model_repository_index(
+                headers=self._headers, client_timeout=5
+            )
+        except InferenceServerException as error:
+            raise _api_error(error) from None
+        return sorted({entry.name for entry in index.models if entry.state == "READY"})
+
+    async def config(self, model: str) -> Any:
+        """Return the `ModelConfig` message of a model.
+
+        Raises:
+            ApiError: There is no such model, or Triton does not answer.
+        """
+        try:
+            answer = await self._client.get_model_config(
+                model, headers=self._headers, client_timeout=5
+            )
+        except InferenceServerException as error:
+            raise _api_error(error) from None
+        return answer.config
+
+    async def whole(self, question: Question) -> Piece:
+        """Ask and return the whole answer; cancelling the task cancels the request.
+
+        Raises:
+            ApiError: Triton or the model refused or failed.
+        """
+        try:
+            result = await self._client.infer(
+                **_request(question), headers={**self._headers, **_passed_on(question)}
+            )
+        except InferenceServerException as error:
+            raise _api_error(error, question) from None
+        return _piece(result)
+
+    async def pieces(self, question: Question) -> AsyncIterator[Piece]:
+        """Ask a decoupled model and yield its answer; closing the iterator cancels the request.
+
+        Raises:
+            ApiError: Triton or the model refused or failed.
+        """
+
+        async def once() -> AsyncIterator[dict[str, Any]]:
+            yield _request(question)
+
+        headers = {**self._headers, **_passed_on(question), **STREAM_STATUS}
+        answers = self._client.stream_infer(once(), headers=headers)
+        try:
+            async for result, error in answers:
+                if error is not None:
+                    raise _api_error(error, question)
+                if result.get_response().outputs:
+                    yield _piece(result)
+        except grpc.RpcError as error:
+            raise from_triton(
+                error.details() or "", error.code().name, names=dict(question.names)
+            ) from None
+        finally:
+            answers.cancel()
+
+
+def _request(question: Question) -> dict[str, Any]:
+    tensor = triton.InferInput(question.tensor, [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[question.text.encode()]], dtype=np.object_))
+    return {
+        "model_name": question.model,
+        "inputs": [tensor],
+        "request_id": question.request_id,
+        "parameters": dict(question.parameters),
+    }
+
+
+def _passed_on(question: Question) -> dict[str, str]:
+    return {"x-request-id": question.request_id, **question.trace}
+
+
+def _piece(result: Any) -> Piece:
+    text, reason, prompt, completion = (result.as_numpy(name).flat[0] for name in OUTPUTS)
+    return Piece(
+        text=text.decode(),
+        finish_reason=reason.decode(),
+        prompt_tokens=int(prompt),
+        completion_tokens=int(completion),
+    )
+
+
+def _api_error(error: InferenceServerException, question: Question | None = None) -> ApiError:
+    status = _STATUS.match(error.status() or "")
+    return from_triton(
+        error.message() or "",
+        status[1] if status else "INTERNAL",
+        names=dict(question.names) if question else None,
+    )
