@@ -27,7 +27,7 @@ from triton_hf.runtime import end_server, log, log_fault, write_termination_log
 from triton_hf.settings import ModelSettings, parse_settings
 from triton_hf.stream_server import StreamServer, events_per_second
 
-INPUTS = ("user_message", "system_message", "messages")
+INPUTS = ("user_message", "system_message", "messages", "prompt")
 # Triton says only when asked that a client went away. A slot is to be free within two steps and
 # 100 ms, so that is asked every 50 ms; where asking takes long, less often, but at least so often.
 CANCEL_POLL_SECONDS = 0.05

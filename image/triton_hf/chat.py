@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from triton_hf.errors import RequestError, SettingsError
-from triton_hf.requests import Conversation
+from triton_hf.requests import PROMPT, Conversation
 
 
 class ChatTokenizer:
@@ -15,10 +15,8 @@ class ChatTokenizer:
         """Use a transformers tokenizer.
 
         Raises:
-            SettingsError: The tokenizer has no chat template, or is not a fast one.
+            SettingsError: The tokenizer is not a fast one.
         """
-        if not getattr(tokenizer, "chat_template", None):
-            raise SettingsError("the repository has no chat template, so it is not a chat model")
         if not getattr(tokenizer, "is_fast", False):
             raise SettingsError("the repository has no fast tokenizer (tokenizer.json)")
         self.tokenizer = tokenizer
@@ -27,11 +25,21 @@ class ChatTokenizer:
     def encode(self, conversation: Conversation) -> list[int]:
         """Return the prompt's token ids, up to where the assistant's answer starts.
 
+        A raw prompt gets no template, only the special tokens with which the tokenizer starts and
+        ends a text.
+
         Raises:
-            RequestError: The template refuses this conversation (order of roles, for example).
+            RequestError: There is no template, or it refuses this conversation (order of roles,
+                for example).
         """
         from jinja2 import TemplateError
 
+        if conversation[0].role == PROMPT:
+            return list(self.tokenizer(conversation[0].content)["input_ids"])
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RequestError(
+                "this model has no chat template, so it is not a chat model: send input 'prompt'"
+            )
         turns = [{"role": turn.role, "content": turn.content} for turn in conversation]
         try:
             text = self.tokenizer.apply_chat_template(

@@ -11,7 +11,7 @@ from triton_hf.errors import SettingsError
 STREAM_SUFFIX = "_stream"
 MAX_ROWS = 64
 
-_INPUTS = ("user_message", "system_message", "messages")
+_INPUTS = ("user_message", "system_message", "messages", "prompt")
 _STRING_OUTPUTS = ("text_output", "finish_reason")
 _INTEGER_OUTPUTS = ("prompt_tokens", "completion_tokens")
 

@@ -33,6 +33,8 @@ class Message:
 
 
 Conversation = tuple[Message, ...]
+# Role of the only message of a raw prompt, which gets no chat template. No client can send it.
+PROMPT = "prompt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,8 @@ def parse_conversations(rows: Mapping[str, Sequence[bytes] | None]) -> list[Conv
     """Turn the input tensors into one conversation per row.
 
     Args:
-        rows: For each of `user_message`, `system_message` and `messages` one value per row of the
-            batch, or None where the request does not carry the tensor.
+        rows: For each of `user_message`, `system_message`, `messages` and `prompt` one value per
+            row of the batch, or None where the request does not carry the tensor.
 
     Raises:
         RequestError: An input is missing, in excess, not UTF-8, empty or not a chat history.
@@ -73,6 +75,13 @@ def parse_conversations(rows: Mapping[str, Sequence[bytes] | None]) -> list[Conv
     users, systems, histories = (
         rows.get(name) for name in ("user_message", "system_message", "messages")
     )
+    if (prompts := rows.get("prompt")) is not None:
+        if any(given is not None for given in (users, systems, histories)):
+            raise RequestError(
+                "input 'prompt' is the whole text for the model, without a chat template: send it "
+                "alone, or send 'user_message' or 'messages' without it"
+            )
+        return [(Message(role=PROMPT, content=_required_text("prompt", raw)),) for raw in prompts]
     if histories is not None:
         if users is not None or systems is not None:
             raise RequestError(
@@ -138,7 +147,8 @@ def _turn(index: int, turn: Any) -> Message:
         raise RequestError(f"{where} has an unknown role; use one of {', '.join(ROLES)}")
     if role == "system" and index > 0:
         raise RequestError(f"{where} has the role 'system', which only the first entry may have")
-    if not isinstance(content, str) or not content.strip():
+    # An assistant may have said nothing.
+    if not isinstance(content, str) or not (content.strip() or role == "assistant"):
         raise RequestError(f"{where} must have a 'content' that is a string and not empty")
     try:
         content.encode("utf-8")
