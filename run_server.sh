@@ -10,6 +10,8 @@ usage: ./run_server.sh
 Serves model_repository/ on http://localhost:80. Variables, here or in .env:
   HF_TOKEN       token for gated models
   PORT           port on this machine (80)
+  OPENAI_PORT    port of OpenAI's API at /v1 (9000; off leaves it out)
+  TRITON_API_KEY key that clients of OpenAI's API need (none)
   MODELS         models to serve, separated by commas (all that this machine can serve)
   IMAGE          image for Docker (triton; built when missing)
   RUNNER         docker or embedded (docker when its engine answers)
@@ -131,11 +133,33 @@ check_models() { # REASON FOR THE CPU, MODEL...
     done
 }
 
-check_port() { # PORT
-    [[ $1 =~ ^[1-9][0-9]{0,4}$ && $1 -le 65535 ]] || fail "PORT must be 1 to 65535, not '$1'"
-    if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then
-        fail "port $1 is in use; stop what listens there or set PORT, for example PORT=8080 $0"
+in_use() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; } # PORT
+
+check_port() { # PORT VARIABLE EXAMPLE
+    [[ $1 =~ ^[1-9][0-9]{0,4}$ && $1 -le 65535 ]] || fail "$2 must be 1 to 65535, not '$1'"
+    if in_use "$1"; then
+        fail "port $1 is in use; stop what listens there or set $2, for example $2=$3 $0"
     fi
+}
+
+# Prints the port of OpenAI's API; nothing when it is left out.
+choose_openai_port() { # PORT OF TRITON
+    local port
+    port=$(setting OPENAI_PORT '')
+    case $port in
+    off) return ;;
+    '')
+        # Nobody asked for it, so a port that is taken does not keep Triton from starting.
+        if in_use 9000 || [[ $1 == 9000 ]]; then
+            say "leaving out OpenAI's API: port 9000 is in use; OPENAI_PORT=... names another"
+            return
+        fi
+        port=9000
+        ;;
+    "$1") fail "OPENAI_PORT and PORT are both $1; they must differ" ;;
+    *) check_port "$port" OPENAI_PORT 9001 ;;
+    esac
+    printf '%s' "$port"
 }
 
 export_setting() { # NAME
@@ -152,9 +176,9 @@ check_privilege() { # PORT: the embedded server binds the port itself
     fi
 }
 
-run_docker() { # PORT REASON FOR THE CPU, MODEL...
-    local port=$1 reason=$2 image gpus=() arguments=(--model-repository=model_repository)
-    shift 2
+run_docker() { # PORT PORT OF OPENAI'S API, REASON FOR THE CPU, MODEL...
+    local port=$1 openai=$2 reason=$3 image gpus=() arguments=(--model-repository=model_repository)
+    shift 3
     image=$(setting IMAGE triton)
     [[ -n $reason ]] || gpus=(--gpus all)
     if ! docker image inspect "$image" >/dev/null 2>&1; then
@@ -172,27 +196,30 @@ run_docker() { # PORT REASON FOR THE CPU, MODEL...
     # By name, because Docker keeps the quotes of a value in an env file.
     local environment=() terminal=() name
     [[ -f .env ]] && environment=(--env-file ./.env)
-    for name in HF_TOKEN HF_ENDPOINT; do
+    for name in HF_TOKEN HF_ENDPOINT TRITON_API_KEY; do
         export_setting "$name"
         [[ -z ${!name-} ]] || environment+=(--env "$name")
     done
+    # OPENAI_PORT in .env is that of this machine.
+    [[ -z $openai ]] || environment+=(--env OPENAI_PORT=9000)
     [[ -t 0 ]] && terminal=(-t)
     say "Docker on http://localhost:$port, models: $*"
+    [[ -z $openai ]] || say "OpenAI's API on http://localhost:$openai/v1"
     exec docker run "${gpus[@]}" -i "${terminal[@]}" --rm --shm-size=1G --ulimit memlock=-1 \
         --ulimit stack=67108864 "${environment[@]}" \
         -v "${PWD}/model_repository:/opt/tritonserver/model_repository" \
-        -p "$port:8000" "$image" tritonserver "${arguments[@]}"
+        -p "$port:8000" ${openai:+-p "$openai:9000"} "$image" tritonserver "${arguments[@]}"
 }
 
-run_embedded() { # PORT REASON FOR THE CPU, MODEL...
-    local port=$1 name
-    shift 2
+run_embedded() { # PORT PORT OF OPENAI'S API, REASON FOR THE CPU, MODEL...
+    local port=$1 openai=$2 name
+    shift 3
     check_privilege "$port"
     [[ -x .venv/bin/python ]] || make --no-print-directory venv
-    for name in HF_TOKEN HF_ENDPOINT; do export_setting "$name"; done
+    for name in HF_TOKEN HF_ENDPOINT TRITON_API_KEY; do export_setting "$name"; done
     say "embedded Triton on http://localhost:$port, models: $*"
     PYTHONPATH=image exec .venv/bin/python -m triton_hf.serve --port "$port" \
-        --model-repository model_repository "$@"
+        ${openai:+--openai-port "$openai"} --model-repository model_repository "$@"
 }
 
 main() {
@@ -202,9 +229,10 @@ main() {
         exit
     fi
     cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
-    local port runner reason wanted models=()
+    local port openai runner reason wanted models=()
     port=$(setting PORT 80)
-    check_port "$port"
+    check_port "$port" PORT 8080
+    openai=$(choose_openai_port "$port")
     runner=$(choose_runner)
     reason=$(reason_for_cpu "$runner")
     if [[ $runner == embedded && -z $(setting RUNNER '') ]]; then
@@ -219,7 +247,7 @@ main() {
         mapfile -t models < <(choose_models "$runner" "$reason")
     fi
     [[ ${#models[@]} -gt 0 ]] || fail "there is no model that this machine can serve"
-    "run_$runner" "$port" "$reason" "${models[@]}"
+    "run_$runner" "$port" "$openai" "$reason" "${models[@]}"
 }
 
 main "$@"

@@ -34,7 +34,7 @@ from triton_hf.embedded import TRITON_VERSION, EmbeddedError, cache_root, ensure
 DEFAULT_BASE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 LOAD_BASE = "python:3.11-slim-bookworm"
 INPUTS = ("Dockerfile", "install-packages", "requirements.txt", "requirements-light.txt")
-INPUTS += ("triton-hf", "triton_hf", "install-compiler", "triton_native")
+INPUTS += ("triton-hf", "triton_hf", "install-compiler", "triton_native", "triton_openai")
 LOAD_INPUTS = ("Dockerfile", "requirements.txt", "locustfile.py", "example", "triton_load")
 LABEL = "io.triton-hf.inputs"
 BASE_PACKAGES = "python3,python3-pip,libpython3.11,ca-certificates"

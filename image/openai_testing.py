@@ -48,11 +48,9 @@ class Api:
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """POST a body (JSON or raw bytes); return status, body and headers."""
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        request = urllib.request.Request(
-            f"{self.url}{path}", data=data, headers=dict(headers or {})
-        )
+        request = urllib.request.Request(f"{self.url}{path}", data, dict(headers or {}))  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
                 return answer.status, answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             return error.code, error.read(), error.headers
@@ -87,7 +85,8 @@ def running_api(
 
 
 def _live(api: Api) -> bool:
-    assert api.process.poll() is None, api.output()
+    if api.process.poll() is not None:
+        raise RuntimeError(f"the API ended at its start: {api.output()}")
     with (
         contextlib.suppress(OSError),
         urllib.request.urlopen(f"http://127.0.0.1:{api.port}/health/live", timeout=2) as answer,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from triton_hf.pbtxt import STREAM_SUFFIX, read_config, stream_config, string_pa
 from triton_hf.runtime import runtime_dir
 
 REGION = "triton_python_backend_shm_region_"
+# Port of OpenAI's API beside a server on one machine; in a cluster it is a container of its own.
+OPENAI_PORT = "OPENAI_PORT"
 STACK_BYTES = 256 * 1024 * 1024
 STREAM_MODEL = '''"""Streams the tokens of the model that config.pbtxt names."""
 
@@ -72,7 +75,21 @@ def run_tritonserver(arguments: Sequence[str]) -> None:
     command = [binary, *arguments, *derive_arguments(arguments)]
     print(f"triton-hf: exec {binary} with {len(command) - 1} arguments", file=sys.stderr)
     sys.stderr.flush()
+    start_openai(arguments)
     os.execv(binary, command)  # noqa: S606
+
+
+def start_openai(arguments: Sequence[str]) -> None:
+    """Start OpenAI's API beside the server where the environment variable OPENAI_PORT asks for it.
+
+    It becomes a child of tritonserver. It ends with the container, or with the server's group of
+    processes.
+    """
+    port = os.environ.get(OPENAI_PORT, "")
+    if port not in ("", "off"):
+        grpc_port = ([*_values(arguments, "--grpc-port")] or ["8001"])[-1]
+        command = [sys.executable, "-m", "triton_hf", "openai", "--port", port]
+        subprocess.Popen([*command, "--triton", f"localhost:{grpc_port}"])
 
 
 def remove_stale_regions(folder: Path = Path("/dev/shm"), *, seconds: float = 60.0) -> int:  # noqa: S108

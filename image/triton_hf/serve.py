@@ -15,6 +15,7 @@ from pathlib import Path
 
 from triton_hf.embedded import Ports, free_ports, is_ready, prepare, progress, stop_group
 from triton_hf.errors import EXIT_ENGINE, TritonHFError
+from triton_hf.launch import OPENAI_PORT
 
 STILL_LOADING_SECONDS = 8
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=80, help="HTTP port (80)")
     parser.add_argument("--grpc-port", type=int, help="default: 8001, or a free one")
     parser.add_argument("--metrics-port", type=int, help="default: 8002, or a free one")
+    parser.add_argument("--openai-port", type=int, help="port of OpenAI's API (none)")
     parser.add_argument("--model-repository", required=True, type=Path)
     parser.add_argument("models", nargs="+", help="models to load")
     try:
@@ -59,8 +61,10 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         command, environment = prepare(arguments=arguments, ports=ports, runtime=runtime)
         environment["TERMINATION_LOG"] = str(last_words)
+        if options.openai_port:
+            environment[OPENAI_PORT] = str(options.openai_port)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
-        _announce(process, ports, options.models, lambda: stopped)
+        _announce(process, ports, options.models, lambda: stopped, openai_port=options.openai_port)
         while process.poll() is None and not stopped:
             time.sleep(0.2)
         if not stopped:
@@ -89,6 +93,8 @@ def _announce(
     ports: Ports,
     models: Sequence[str],
     stopped: Callable[[], bool],
+    *,
+    openai_port: int | None,
 ) -> None:
     """Say when the server is ready, and while it loads that it still does."""
     start = said = time.monotonic()
@@ -102,6 +108,8 @@ def _announce(
                 f"  curl http://localhost:{ports.http}/v2/models/{model}/generate "
                 '-d \'{"user_message": "Why is the sky blue?"}\''
             )
+            if openai_port:
+                progress(f"run_server: OpenAI's API on http://localhost:{openai_port}/v1")
             return
         if now - said > STILL_LOADING_SECONDS:
             progress(f"run_server: loading ... {now - start:.0f} s")

@@ -11,6 +11,7 @@ from support.place import ROOT
 TYPED = (
     "image/triton_hf",
     "image/triton_native",
+    "image/triton_openai",
     "load_testing/triton_load",
     "charts/dashboards",
     "k8s-tests/cluster",

@@ -1,6 +1,7 @@
 """A client that goes away frees its slot within two steps and 100 ms, measured in the server.
 
 Triton 2.51 notices it on streams and over gRPC, not where HTTP waits for a whole answer.
+OpenAI's API notices it always.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
+from openai_testing import Api, running_api
 from triton_testing import Client, eventually
 
 from triton_hf.embedded import running_server
@@ -57,9 +59,10 @@ Engine._finish = traced("free", Engine._finish)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traced:
-    """A server with the model `m`, and what it noted."""
+    """A server with the model `m` and OpenAI's API beside it, and what it noted."""
 
     client: Client
+    api: Api
     trace: Path
 
     def times(self, name: str, number: int) -> list[float]:
@@ -85,29 +88,53 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     trace = folder / "trace"
     trace.touch()
     arguments = [f"--model-repository={folder / 'models'}"]
-    with running_server(
-        arguments=arguments, workdir=folder, environment={"TRACE": str(trace)}
-    ) as server:
-        yield Traced(client=Client(server), trace=trace)
+    with (
+        running_server(
+            arguments=arguments, workdir=folder, environment={"TRACE": str(trace)}
+        ) as server,
+        running_api(grpc_port=server.ports.grpc, workdir=folder) as api,
+    ):
+        yield Traced(client=Client(server), api=api, trace=trace)
 
 
-def stream(client: Client) -> Callable[[], None]:
-    return client.open_stream("m", user_message="a", max_tokens=90_000).close
+def stream(traced: Traced) -> Callable[[], None]:
+    return traced.client.open_stream("m", user_message="a", max_tokens=90_000).close
 
 
-def grpc(client: Client) -> Callable[[], None]:
-    connection = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{client.server.ports.grpc}")
+def grpc(traced: Traced) -> Callable[[], None]:
+    connection = grpc_client(traced)
     parameters = {"max_tokens": 90_000}
     connection.async_infer("m", [question()], lambda result, error: None, parameters=parameters)
     return lambda: connection.close()
 
 
-def grpc_stream(client: Client) -> Callable[[], None]:
-    connection = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{client.server.ports.grpc}")
+def grpc_stream(traced: Traced) -> Callable[[], None]:
+    connection = grpc_client(traced)
     connection.start_stream(lambda result, error: None)
     parameters = {"max_tokens": 90_000}
     connection.async_stream_infer("m_stream", [question()], parameters=parameters)
     return lambda: connection.stop_stream(cancel_requests=True)
+
+
+def grpc_client(traced: Traced) -> Any:
+    port = traced.client.server.ports.grpc
+    return tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}")
+
+
+def openai(traced: Traced) -> Callable[[], None]:
+    return openai_request(traced, stream=False)
+
+
+def openai_stream(traced: Traced) -> Callable[[], None]:
+    return openai_request(traced, stream=True)
+
+
+def openai_request(traced: Traced, *, stream: bool) -> Callable[[], None]:
+    connection = http.client.HTTPConnection("127.0.0.1", traced.api.port)
+    messages = [{"role": "user", "content": "a"}]
+    body = {"model": "m", "messages": messages, "max_tokens": 90_000, "stream": stream}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body))
+    return connection.close
 
 
 def question() -> Any:
@@ -116,14 +143,14 @@ def question() -> Any:
     return tensor
 
 
-@pytest.mark.parametrize("way", [stream, grpc, grpc_stream])
+@pytest.mark.parametrize("way", [stream, grpc, grpc_stream, openai, openai_stream])
 def test_a_slot_is_free_two_steps_and_100_ms_after_its_client_left(
-    traced: Traced, way: Callable[[Client], Callable[[], None]]
+    traced: Traced, way: Callable[[Traced], Callable[[], None]]
 ) -> None:
     took, made = [], []
     for _ in range(CUTS):
         number = traced.next_job()
-        leave = way(traced.client)
+        leave = way(traced)
         eventually(lambda number=number: len(traced.times("token", number)) > 3)
         left = time.monotonic()
         leave()

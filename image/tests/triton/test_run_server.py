@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from triton_testing import Client, eventually
 
@@ -29,6 +30,7 @@ class Run:
     process: subprocess.Popen[str]
     mark: str
     client: Client
+    openai_port: int
     lines: list[str] = field(default_factory=list)
 
     def wait_ready(self) -> None:
@@ -50,8 +52,10 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    port, mark = free_ports().http, uuid.uuid4().hex
+    free, mark = free_ports(), uuid.uuid4().hex
+    port, openai_port = free.http, free.grpc
     chosen = {"RUNNER": "embedded", "PORT": str(port), "MODELS": "simulated", MARK: mark}
+    chosen |= {"OPENAI_PORT": str(openai_port)}
     process = subprocess.Popen(
         [str(ROOT / "run_server.sh")],
         env={**os.environ, **chosen},
@@ -65,7 +69,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     ports = Ports(http=port)
     log = tmp_path / "none"
     server: Any = Server(process=process, ports=ports, runtime=tmp_path, log=log)  # type: ignore[arg-type]
-    made = Run(process=process, mark=mark, client=Client(server))
+    made = Run(process=process, mark=mark, client=Client(server), openai_port=openai_port)
     reader = threading.Thread(target=lambda: made.lines.extend(process.stderr or ()), daemon=True)
     reader.start()
     yield made
@@ -83,6 +87,10 @@ def test_it_becomes_ready_answers_and_ctrl_c_leaves_no_process(run: Run) -> None
     )
     assert status == 200, answer
     assert "tritonserver" in run.processes().values()
+    url = f"http://127.0.0.1:{run.openai_port}/v1"
+    with openai.OpenAI(base_url=url, api_key="none") as api:
+        assert [model.id for model in api.models.list()] == ["simulated"]
+    assert any(f"OpenAI's API on http://localhost:{run.openai_port}/v1" in x for x in run.lines)
 
     os.killpg(run.process.pid, signal.SIGINT)
 

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc
+from openai_testing import Api, running_api
 from triton_testing import Client, eventually
 
 from support.models import ensure_smollm2
+
+
+@pytest.fixture(scope="module")
+def api(smollm2: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    folder = tmp_path_factory.mktemp("api")
+    with running_api(grpc_port=smollm2.server.ports.grpc, workdir=folder) as running:
+        yield running
+
+
+def grpc_text(smollm2: Client, history: str) -> str:
+    with tritonclient.grpc.InferenceServerClient(
+        f"127.0.0.1:{smollm2.server.ports.grpc}"
+    ) as connection:
+        tensor = tritonclient.grpc.InferInput("messages", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[history.encode()]], dtype=np.object_))
+        answer = connection.infer("smollm2", [tensor], parameters={"max_tokens": 24})
+        return str(answer.as_numpy("text_output").flat[0].decode())
+
+
+def templated(messages: list[Any]) -> str:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ensure_smollm2().folder)
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
 
 QUESTION = "What is the capital of France?"
 
@@ -102,6 +132,47 @@ def test_parameters_of_one_row_do_not_touch_the_others(smollm2: Client, referenc
         assert plain.result() == expected
         assert hot.result() != expected
         assert penal.result()
+
+
+def test_the_text_is_equal_through_infer_stream_grpc_and_both_shapes_of_openais_api(
+    smollm2: Client, api: Api
+) -> None:
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    history = json.dumps(messages)
+    _, infer = smollm2.infer("smollm2", messages=[history], parameters={"max_tokens": 24})
+    expected = infer["outputs"][0]["data"][0]
+    events = smollm2.stream("smollm2", messages=history, max_tokens=24)
+    assert "".join(event["text_output"] for event in events) == expected
+    assert grpc_text(smollm2, history) == expected
+    client = api.client()
+    fields: dict[str, Any] = {"model": "smollm2", "messages": messages, "max_tokens": 24}
+    whole = client.chat.completions.create(**fields)
+    assert whole.choices[0].message.content == expected
+    chunks = client.chat.completions.create(**fields, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+    # The same prompt after the chat template, as a raw one.
+    raw = client.completions.create(model="smollm2", prompt=templated(messages), max_tokens=24)
+    assert raw.choices[0].text == expected
+    assert raw.usage == whole.usage
+
+
+def test_seeded_answers_to_one_request_differ_and_come_again(smollm2: Client, api: Api) -> None:
+    def texts() -> list[str | None]:
+        answer = api.client().chat.completions.create(
+            model="smollm2",
+            messages=[{"role": "user", "content": "Tell me a story."}],
+            max_tokens=10,
+            temperature=1.0,
+            seed=7,
+            n=3,
+        )
+        return [choice.message.content for choice in answer.choices]
+
+    first = texts()
+    assert len(set(first)) == 3
+    assert texts() == first
+    fields = {"user_message": "Tell me a story.", "max_tokens": 10, "temperature": 1.0, "seed": 7}
+    assert smollm2.generate("smollm2", **fields)[1]["text_output"] == first[0]
 
 
 def test_text_of_many_bytes_per_letter_arrives_whole(smollm2: Client) -> None:

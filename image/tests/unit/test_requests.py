@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from triton_hf.errors import RequestError
-from triton_hf.requests import parse_conversations, parse_sampling, wants_stream
+from triton_hf.requests import PROMPT, parse_conversations, parse_sampling, wants_stream
 from triton_hf.settings import GenerationDefaults
 
 
@@ -31,6 +31,25 @@ def test_messages_stand_for_the_whole_conversation() -> None:
     assert [turn.content for turn in conversation] == ["s", "é", "b", "c"]
 
 
+def test_a_prompt_is_the_whole_text_of_its_row() -> None:
+    first, second = parse_conversations({"prompt": [b"one ", b"two"]})
+    assert [(turn.role, turn.content) for turn in first] == [(PROMPT, "one ")]
+    assert second[0].content == "two"
+
+
+def test_no_message_can_have_the_role_of_a_prompt() -> None:
+    history = json.dumps([{"role": PROMPT, "content": "a"}]).encode()
+    with pytest.raises(RequestError, match="unknown role"):
+        parse_conversations({"messages": [history]})
+
+
+def test_an_assistant_may_have_said_nothing() -> None:
+    roles = [("user", "a"), ("assistant", ""), ("user", "b")]
+    history = json.dumps([{"role": role, "content": text} for role, text in roles]).encode()
+    (conversation,) = parse_conversations({"messages": [history]})
+    assert [turn.content for turn in conversation] == ["a", "", "b"]
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -41,6 +60,11 @@ def test_messages_stand_for_the_whole_conversation() -> None:
         ({"user_message": [b"a\xff"]}, "'user_message' is not valid UTF-8: byte 1 is 0xff"),
         ({"user_message": [b"a"], "system_message": [b"\xc3"]}, "'system_message' is not valid"),
         ({"user_message": [b"a"], "messages": [b"[]"]}, "send it alone"),
+        ({"prompt": [b"a"], "messages": [b"[]"]}, "send it alone"),
+        ({"prompt": [b"a"], "user_message": [b"a"]}, "send it alone"),
+        ({"prompt": [b"a"], "system_message": [b"a"]}, "send it alone"),
+        ({"prompt": [b" "]}, "'prompt' is empty"),
+        ({"prompt": [b"a\xff"]}, "'prompt' is not valid UTF-8"),
         ({"messages": [b"{"]}, "'messages' is not JSON"),
         ({"messages": [b"[" * 100_000]}, "'messages' is not JSON"),
         ({"messages": [b"[]"]}, "must be a JSON list"),

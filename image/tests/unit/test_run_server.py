@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -89,7 +90,8 @@ def machine(tmp_path: Path) -> Machine:
     (tmp_path / "bin").mkdir()
     for name in (*TOOLS, "readlink"):
         (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
-    made = Machine(folder=tmp_path, variables={"HF_TOKEN": "hf_one", "PORT": str(free_port())})
+    variables = {"HF_TOKEN": "hf_one", "PORT": str(free_port()), "OPENAI_PORT": "off"}
+    made = Machine(folder=tmp_path, variables=variables)
     made.add("curl", "#!/bin/sh\n")
     return made
 
@@ -320,6 +322,57 @@ def test_without_an_engine_the_embedded_triton_is_taken_and_that_is_said(machine
         *("-m", "triton_hf.serve", "--port", machine.variables["PORT"]),
         *("--model-repository", "model_repository", "simulated", "smollm2-135m"),
     ]
+
+
+def test_openais_api_gets_its_port_beside_tritons_and_the_key_by_name(machine: Machine) -> None:
+    machine.docker()
+    port = machine.variables["OPENAI_PORT"] = str(free_port())
+    machine.variables["TRITON_API_KEY"] = "sk-one"
+
+    done = machine.run()
+
+    assert done.returncode == 0, done.stderr
+    ((words, _),) = machine.calls("run")
+    text = " ".join(words)
+    assert f"-p {machine.variables['PORT']}:8000 -p {port}:9000 triton tritonserver" in text
+    assert "--env TRITON_API_KEY --env OPENAI_PORT=9000" in text
+    assert f"OpenAI's API on http://localhost:{port}/v1" in done.stderr
+    assert "sk-one" not in text + done.stderr
+
+
+def test_the_embedded_server_gets_the_port_of_openais_api(machine: Machine) -> None:
+    (machine.folder / "project" / ".venv" / "bin").mkdir(parents=True)
+    python = machine.folder / "project" / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    port = machine.variables["OPENAI_PORT"] = str(free_port())
+    done = machine.run()
+    assert f"--openai-port {port} --model-repository" in done.stdout
+
+
+def test_port_9000_that_is_busy_leaves_out_openais_api_and_nothing_else(machine: Machine) -> None:
+    machine.docker()
+    del machine.variables["OPENAI_PORT"]
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # something else listens there: as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 9000)))
+        done = machine.run()
+    assert done.returncode == 0, done.stderr
+    ((words, _),) = machine.calls("run")
+    assert words.count("-p") == 1
+    assert "leaving out OpenAI's API: port 9000 is in use" in done.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "http", "same"])
+def test_a_port_of_openais_api_that_is_none_or_tritons_is_refused(
+    machine: Machine, port: str
+) -> None:
+    machine.docker()
+    machine.variables["OPENAI_PORT"] = machine.variables["PORT"] if port == "same" else port
+    done = machine.run()
+    assert done.returncode == 1
+    assert "OPENAI_PORT" in done.stderr
+    assert machine.calls("run") == []
 
 
 @pytest.mark.parametrize("runner", ["podman", "Docker"])
