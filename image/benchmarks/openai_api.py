@@ -119,11 +119,11 @@ def pairs(server: Server, api: Api, *, clients: int, options: argparse.Namespace
         ways = [OPENAI, GENERATE] if number % 2 else [GENERATE, OPENAI]
         pair = {}
         for way in ways:
-            # Each question once, so that no prompt is in the prefix cache for one way only; of the
-            # same length for both.
+            # Each question once and unlike any other from its start, so that no way finds more in
+            # the prefix cache; of the same length for both.
             side = "left" if way == OPENAI else "right"
             asked = [
-                f"Tell me story {number}-{index} about the house on the {side} and its people."
+                f"{index} {number} {side}: tell me a story about this house and its people."
                 for index in range(clients * options.waves)
             ]
             work = ask(
@@ -173,7 +173,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=8, help="even: each way is first as often")
     parser.add_argument("--waves", type=int, default=4, help="requests for each client")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--engine", choices=("transformers", "simulated"), default="transformers")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+
+# gRPC reads it when it is imported. Its newer event engine passes each message through one more
+# thread: 130 us of processor time for a token instead of 75 (grpcio 1.85).
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
 
 import grpc
 import numpy as np
