@@ -51,6 +51,25 @@ clean: ## Remove everything: cluster, images, caches, the Python environment
 lint: venv ## ruff, mypy, shellcheck
 	@$(PY) -m support.lint
 
+.PHONY: generate
+generate: venv ## Write what is generated: schemas, tables of values and parameters, dashboards
+	@$(PY) k8s-tests/chart/generate.py charts/triton
+	@$(PY) k8s-tests/chart/generate.py charts/locust
+	@PYTHONPATH=k8s-tests:image $(PY) -m support.parameters
+	@PYTHONPATH=charts $(PY) -m dashboards generate
+
+.PHONY: verify
+verify: venv ## Fail if something generated is out of date (`make generate` mends it)
+	@$(PY) k8s-tests/chart/generate.py --check charts/triton
+	@$(PY) k8s-tests/chart/generate.py --check charts/locust
+	@PYTHONPATH=k8s-tests:image $(PY) -m support.parameters --check
+	@PYTHONPATH=charts $(PY) -m dashboards verify
+
+.PHONY: add-model
+add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [REVISION=...] [SET="slots=8 ..."]
+	@PYTHONPATH=image $(PY) -m triton_hf.models.repository add $(NAME) --repository $(REPOSITORY) \
+	  $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
+
 .PHONY: unit
 unit: venv ## Tests that need no server and no cluster
 	@$(PY) -m support.test unit load
@@ -101,14 +120,6 @@ bench: venv ## The engine behind Triton beside its peers, and how exact its answ
 	@$(PY) image/benchmarks/peers.py --install --out results/peers.json
 	@$(PY) image/benchmarks/overhead.py --out results/overhead.json
 	@$(PY) image/benchmarks/accuracy.py --out results/accuracy.json
-
-.PHONY: bench-gpu
-bench-gpu: venv ## The engine on an NVIDIA GPU beside what its memory allows; random weights, no download
-	@$(PY) image/benchmarks/gpu.py --out results/gpu.json
-
-.PHONY: test-gpu
-test-gpu: venv ## Tests that need an NVIDIA GPU
-	@$(PY) -m pytest -m gpu
 
 .PHONY: bench-load
 bench-load: venv ## Measure the load test itself: its error, its agreement with other clients, its limit

@@ -218,7 +218,7 @@ run_embedded() { # PORT PORT OF OPENAI'S API, REASON FOR THE CPU, MODEL...
     [[ -x .venv/bin/python ]] || make --no-print-directory venv
     for name in HF_TOKEN HF_ENDPOINT TRITON_API_KEY; do export_setting "$name"; done
     say "embedded Triton on http://localhost:$port, models: $*"
-    PYTHONPATH=image exec .venv/bin/python -m triton_hf.serve --port "$port" \
+    PYTHONPATH=image exec .venv/bin/python -m embedded_triton.serve --port "$port" \
         ${openai:+--openai-port "$openai"} --model-repository model_repository "$@"
 }
 

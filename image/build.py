@@ -29,7 +29,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
-from triton_hf.embedded import TRITON_VERSION, EmbeddedError, cache_root, ensure_wheel, unpack  # noqa: E402
+from embedded_triton.server import TRITON_VERSION, EmbeddedError, ensure_wheel, unpack  # noqa: E402
+
+from triton_hf.runtime import cache_root  # noqa: E402
 
 DEFAULT_BASE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 LOAD_BASE = "python:3.11-slim-bookworm"

@@ -15,9 +15,8 @@ from typing import Any
 
 import msgspec
 import openai
+from embedded_triton.server import free_ports, stop_group
 from triton_testing import eventually
-
-from triton_hf.embedded import free_ports, stop_group
 
 IMAGE = Path(__file__).resolve().parent
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from embedded_triton.server import Server
 from prometheus_client.parser import text_string_to_metric_families
 from triton_native.library import CompileError, UnavailableError, load_library
 
-from triton_hf.embedded import Server, cache_root
+from triton_hf.runtime import cache_root
 
 
 def need_native_step() -> ctypes.CDLL:

@@ -32,13 +32,13 @@ from engine import ROOT, Client, start_engine  # the script beside this one; set
 from triton_native.library import UnavailableError
 
 from support.models import ensure_smollm2
+from triton_hf.compute.load import load_model
+from triton_hf.compute.model_files import load_tokenizer
+from triton_hf.contract import Message, Sampling
 from triton_hf.cpu import apply_cpu_limits
-from triton_hf.embedded import cache_root
-from triton_hf.engine import Event, Work
-from triton_hf.model_files import load_tokenizer
-from triton_hf.requests import Message, Sampling
-from triton_hf.settings import ModelSettings
-from triton_hf.transformers_engine import load_model
+from triton_hf.engines.text import TextEvent, TextWork
+from triton_hf.models.settings import ModelSettings
+from triton_hf.runtime import cache_root
 
 SUBJECTS = (
     *("the sky", "a bicycle", "the moon", "bread", "a river", "glass", "a violin", "the heart"),
@@ -116,7 +116,7 @@ class Text(Client):
         super().__init__()
         self.text = ""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: TextEvent) -> None:
         """Take an event."""
         self.text += event.text
         super().__call__(event)
@@ -148,9 +148,9 @@ def equal_in_float32(options: argparse.Namespace, folder: Path, since: float) ->
     return sum(one.text == other for one, other in zip(answers, expected, strict=True))
 
 
-def _work(engine: Any, text: str, answer: int) -> Work:
+def _work(engine: Any, text: str, answer: int) -> TextWork:
     sampling = Sampling(max_tokens=answer, ignore_eos=True, temperature=0.0)
-    work: Work = engine.encode((Message(role="user", content=text),), sampling)
+    work: TextWork = engine.encode((Message(role="user", content=text),), sampling)
     return work
 
 

@@ -27,13 +27,14 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "image"), str(ROOT / "k8s-tests")]
 
 from support.models import ensure_smollm2  # noqa: E402
+from triton_hf.compute.load import load_model  # noqa: E402
+from triton_hf.contract import Message, Sampling  # noqa: E402
 from triton_hf.cpu import apply_cpu_limits  # noqa: E402
-from triton_hf.engine import Event, Work  # noqa: E402
+from triton_hf.engines.text import TextEvent, TextWork  # noqa: E402
+from triton_hf.engines.transformers_engine import TransformersEngine  # noqa: E402
 from triton_hf.health import Heartbeat  # noqa: E402
 from triton_hf.metrics import Metrics  # noqa: E402
-from triton_hf.requests import Message, Sampling  # noqa: E402
-from triton_hf.settings import ModelSettings  # noqa: E402
-from triton_hf.transformers_engine import TransformersEngine, load_model  # noqa: E402
+from triton_hf.models.settings import ModelSettings  # noqa: E402
 
 Prompts = list[tuple[int, ...]]
 
@@ -69,7 +70,7 @@ class Client:
         self.done = threading.Event()
         self.failed = False
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: TextEvent) -> None:
         """Take an event."""
         self.times.append(time.perf_counter())
         self.failed = event.error is not None
@@ -81,7 +82,7 @@ def measure_engine(engine: TransformersEngine, prompts: Prompts, answer: int) ->
     """Send all prompts at once and wait for all answers."""
     sampling = Sampling(max_tokens=answer, ignore_eos=True)
     works = [
-        Work(
+        TextWork(
             conversation=(Message(role="user", content="x"),),
             token_ids=prompt,
             prompt_tokens=len(prompt),

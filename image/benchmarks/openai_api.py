@@ -25,14 +25,14 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "image"), str(ROOT / "k8s-tests")]
 
+from embedded_triton.server import Server, running_server  # noqa: E402
 from openai_testing import Api, running_api  # noqa: E402
 
 from support.hub.repositories import populate  # noqa: E402
 from support.hub.server import running_hub  # noqa: E402
 from support.models import REPOSITORY  # noqa: E402
-from triton_hf.embedded import Server, running_server  # noqa: E402
-from triton_hf.repository import write_model  # noqa: E402
-from triton_hf.specification import ModelSpec  # noqa: E402
+from triton_hf.models.repository import write_model  # noqa: E402
+from triton_hf.models.specification import ModelSpec  # noqa: E402
 
 MODEL = "m"
 OPENAI, GENERATE = "/v1/chat/completions", "generate_stream"

@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tritonserver(arguments: list[str]) -> int:
-    from triton_hf.launch import run_tritonserver
     from triton_hf.runtime import write_termination_log
+    from triton_hf.server.launch import run_tritonserver
 
     try:
         run_tritonserver(arguments)
@@ -57,19 +57,19 @@ def _tritonserver(arguments: list[str]) -> int:
 
 
 def _sync(arguments: list[str]) -> int:
-    from triton_hf.store import sync_command
+    from triton_hf.store.commands import sync_command
 
     return sync_command(arguments)
 
 
 def _wait(arguments: list[str]) -> int:
-    from triton_hf.store import wait_command
+    from triton_hf.store.commands import wait_command
 
     return wait_command(arguments)
 
 
 def _probe(arguments: list[str]) -> int:
-    from triton_hf.probe import probe_command
+    from triton_hf.server.probe import probe_command
 
     return probe_command(arguments)
 

@@ -45,7 +45,7 @@ class EngineError(TritonHFError):
 
 
 class EngineStoppedError(EngineError):
-    """The engine takes no more requests, this one neither; another server may."""
+    """The engine takes no more requests; another server may take this one."""
 
 
 class StoreError(TritonHFError):
@@ -59,3 +59,20 @@ class StoreError(TritonHFError):
         """Keep the sentence and the exit code of the command that fails with it."""
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def in_short(error: BaseException) -> str:
+    """Return an error as one line: the text of ours, kind and first line of others."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, TritonHFError):
+        return first
+    return f"{type(error).__name__}: {first:.300}" if first else type(error).__name__
+
+
+def error_code(error: TritonHFError) -> str:
+    """Return the name of the code of `pb_utils.TritonError` that stands for an error."""
+    if isinstance(error, RequestError):
+        return "INVALID_ARG"
+    if isinstance(error, OverloadedError | EngineStoppedError):
+        return "UNAVAILABLE"
+    return "INTERNAL"

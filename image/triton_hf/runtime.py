@@ -29,10 +29,18 @@ def socket_path(model: str) -> Path:
     return path
 
 
+def cache_root() -> Path:
+    """The project's cache folder (`TRITON_CACHE`, else under the user's cache)."""
+    if named := os.environ.get("TRITON_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "triton-on-kubernetes"
+
+
 def write_termination_log(text: str) -> None:
     """Add a sentence to what Kubernetes shows as the reason of a container's end.
 
-    Nothing happens outside a container, and none of its faults is anybody's.
+    Does nothing outside a container. Errors are ignored: they must not hide the sentence itself.
     """
     path = Path(os.environ.get("TERMINATION_LOG") or "/dev/termination-log")
     if "TERMINATION_LOG" in os.environ or path.exists():

@@ -80,6 +80,11 @@ class NativeRunner:
         self.highest: Sequence[int] = array.array("i")
 
     @property
+    def mixing(self) -> NativeRunner:
+        """This runner: one forward pass prefills and decodes together."""
+        return self
+
+    @property
     def instructions(self) -> str:
         """What the step computes with."""
         return "AVX512-VNNI, int8" if self._int8 else LEVELS[self._level]
@@ -98,11 +103,10 @@ class NativeRunner:
         """Return an empty sequence."""
         return NativeSequence(self._pages)
 
-    def resume(self, prompt: Sequence[int], positions: int = 0) -> tuple[NativeSequence, int]:
-        """Return a sequence with the start of a prompt as far as it is known, and its tokens.
+    def resume(self, prompt: Sequence[int]) -> tuple[NativeSequence, int]:
+        """Return a sequence that holds the cached prefix of a prompt, and the prefix's length.
 
-        At least the last token of the prompt is left to be read. It grows as it must, so the
-        positions mean nothing here.
+        At least the last token of the prompt is left for the prefill.
         """
         sequence = self.begin()
         sequence.resume(prompt)
@@ -166,7 +170,7 @@ class NativeRunner:
         highest += self.highest
         self.clear()
         if min(highest) < 0:
-            raise ArithmeticError("the logits of the native step are no numbers")
+            raise ArithmeticError("the logits of the native step are not finite")
 
     def _forward(self, chunks: Sequence[tuple[NativeSequence, Sequence[int]]]) -> torch.Tensor:
         tokens = array.array("i", [token for _, part in chunks for token in part])

@@ -37,10 +37,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from embedded_triton.server import TRITON_VERSION, Server, running_server
+
 from faults import results
-from triton_hf.embedded import TRITON_VERSION, Server, running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
 
 MODEL = "victim"
 LONG = 50_000  # a shorter run is a try

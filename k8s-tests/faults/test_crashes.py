@@ -15,7 +15,7 @@ from support import helm
 from support.helm import Release
 from support.install import door
 from support.wait import until
-from triton_hf.pbtxt import model_config
+from triton_hf.models.pbtxt import model_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(420)]
 
@@ -177,7 +177,8 @@ def test_servers_without_work_are_not_restarted(
 HUNGRY = "hungry"
 _HUNGRY = '''"""Takes a gibibyte when it is told to eat."""
 
-from triton_hf.adapter import TextModel, read_inputs
+from triton_hf.backend.tensors import read_inputs
+from triton_hf.backend.text_model import TextModel
 
 
 class TritonPythonModel(TextModel):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from embedded_triton.server import Server
 
 from faults import hostile
-from triton_hf.embedded import Server
 
 pytestmark = pytest.mark.triton
 SEED = 7

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedded_triton.server import Server, running_server
+
 from support import wait
 from support.place import ROOT
 from support.prometheus import Prometheus, running
-from triton_hf.embedded import Server, running_server
 
 NAMESPACE = "lab"
 RELEASE = "lab"

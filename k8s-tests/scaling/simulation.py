@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from embedded_triton.server import EmbeddedError, running_server
 
 from cluster import binaries
 from scaling import controlplane, lab, load, pages, panels, simulation_report
@@ -40,7 +41,6 @@ from scaling.watch import Watcher
 from support import helm, install, wait
 from support.helm import Release
 from support.prometheus import Prometheus, PrometheusError, free_port
-from triton_hf.embedded import EmbeddedError, running_server
 
 NAMESPACE, NAME = "fleet", "fleet"
 MODEL = "llama3-8b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ TYPED = (
     "image/triton_hf",
     "image/triton_native",
     "image/triton_openai",
+    "image/embedded_triton",
     "load_testing/triton_load",
     "charts/dashboards",
     "k8s-tests/cluster",
@@ -26,14 +28,20 @@ def scripts() -> list[str]:
     return ["run_server.sh", ".ci/run", *(f"image/{name}" for name in names)]
 
 
+# Where `.importlinter` finds the packages that it compares.
+IMPORT_ROOTS = ("image", "load_testing", "k8s-tests")
+
+
 def main() -> int:
     """Run all checks; return how many failed."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(ROOT / root) for root in IMPORT_ROOTS)
     python = sys.executable
     checks = {
         "ruff": [python, "-m", "ruff", "check", "."],
         "format": [python, "-m", "ruff", "format", "--check", "."],
         "mypy": [python, "-m", "mypy", *(name for name in TYPED if (ROOT / name).is_dir())],
     }
+    checks["imports"] = [str(ROOT / ".venv" / "bin" / "lint-imports"), "--no-cache"]
     checks["shellcheck"] = [str(ROOT / ".venv" / "bin" / "shellcheck"), *scripts()]
     failed = 0
     for name, words in checks.items():

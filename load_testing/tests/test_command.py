@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from embedded_triton.server import Server, running_server
 from running import ROOT, Known, free_port, known_server, locust, measured
 
-from triton_hf.embedded import Server, running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
 from triton_load import record
 
 SCHEMA = "model_repository/llama3-8b/config.pbtxt"

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from embedded_triton.server import Server, running_server
 from running import measured
 
 from support.hub.repositories import populate
 from support.hub.server import running_hub
 from support.models import REPOSITORY
-from triton_hf.embedded import Server, running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
 from triton_load import record
 
 TEMPLATE_TOKENS = 30  # SmolLM2's chat template adds its own system message and the turns' marks

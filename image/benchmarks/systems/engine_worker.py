@@ -12,13 +12,13 @@ from benchmarks.engine import LocalEngine
 from benchmarks.systems.base import Answer
 from benchmarks.systems.worker import Ask, Ids, serve
 
+from triton_hf.contract import Message, Sampling
 from triton_hf.cpu import apply_cpu_limits
-from triton_hf.engine import Event, Work
+from triton_hf.engines.text import TextEvent, TextWork
+from triton_hf.engines.transformers_engine import TransformersEngine
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
-from triton_hf.requests import Message, Sampling
-from triton_hf.settings import ModelSettings
-from triton_hf.transformers_engine import TransformersEngine
+from triton_hf.models.settings import ModelSettings
 
 
 def start_engine(folder: Path, *, clients: int, longest: int) -> LocalEngine:
@@ -62,7 +62,7 @@ def ask(engine: TransformersEngine, prompts: Ids, tokens: int, clients: int) -> 
 
 
 def _ask_one(engine: TransformersEngine, ids: list[int], tokens: int) -> Answer:
-    work = Work(
+    work = TextWork(
         conversation=(Message(role="user", content="x"),),
         token_ids=tuple(ids),
         prompt_tokens=len(ids),
@@ -73,7 +73,7 @@ def _ask_one(engine: TransformersEngine, ids: list[int], tokens: int) -> Answer:
     faults: list[str] = []
     done = threading.Event()
 
-    def listen(event: Event) -> None:
+    def listen(event: TextEvent) -> None:
         events.append((time.perf_counter(), event.completion_tokens))
         if event.error:
             faults.append(str(event.error))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.systems.base import UnavailableError
 
-from triton_hf.embedded import cache_root
+from triton_hf.runtime import cache_root
 
 _PIP = ("install", "--quiet", "--no-cache-dir", "--disable-pip-version-check")
 

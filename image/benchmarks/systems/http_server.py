@@ -11,8 +11,7 @@ from pathlib import Path
 
 from benchmarks.systems.base import Answer, Prompt, UnavailableError
 from benchmarks.systems.http_client import Request, ask_all
-
-from triton_hf.embedded import stop_group
+from embedded_triton.server import stop_group
 
 READY_SECONDS = 900  # vLLM compiles the model when it starts for the first time
 

@@ -19,10 +19,10 @@ from typing import Any
 from benchmarks.systems.base import Prompt, UnavailableError
 from benchmarks.systems.environments import cached, run
 from benchmarks.systems.http_server import RunningServer, server_process
+from embedded_triton.server import free_ports
 
 from support.models import LocalModel
 from triton_hf.cpu import amx_works, cpu_flags
-from triton_hf.embedded import free_ports
 
 VERSION = "0.3.36"
 _PACKAGE = f"llama_cpp_python-{VERSION}"

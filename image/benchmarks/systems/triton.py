@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks.systems.base import Answer, Prompt, UnavailableError
 from benchmarks.systems.http_client import Request, ask_all
+from embedded_triton.server import EmbeddedError, Server, ensure_tree, running_server
 
 from support.models import REPOSITORY, LocalModel
-from triton_hf.embedded import EmbeddedError, Server, ensure_tree, running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
-from triton_hf.store import weights_folder
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
+from triton_hf.store.layout import weights_folder
 
 MODEL = "smollm2"
 TUTORIAL = Path(__file__).parents[1] / "tutorial"

@@ -11,9 +11,9 @@ from typing import Any
 from benchmarks.systems.base import Prompt
 from benchmarks.systems.environments import cached, environment
 from benchmarks.systems.http_server import RunningServer, server_process
+from embedded_triton.server import free_ports
 
 from support.models import LocalModel
-from triton_hf.embedded import free_ports
 
 VERSION = "0.32.0"
 # The same version of torch, built with CUDA, too; its CPU part is what vLLM is linked to.

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from embedded_triton.server import running_server
 from triton_testing import Client
 
 from support.hub.repositories import populate
 from support.hub.server import HubServer, running_hub
 from support.models import REPOSITORY
-from triton_hf.embedded import running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
 
 SHM_BYTES = 256 * 1024 * 1024
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
+from embedded_triton.server import running_server
 from openai_testing import Api, running_api
 from triton_testing import Client, eventually
 
-from triton_hf.embedded import running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
 
 STEP = 0.02
 PROMISED = 2 * STEP + 0.1
@@ -38,8 +38,8 @@ TRACED = '''"""A simulated model that notes when each token is made, and when it
 import os
 import time
 
-from triton_hf.adapter import TextModel as TritonPythonModel  # noqa: F401
-from triton_hf.engine import Engine
+from triton_hf.backend.text_model import TextModel as TritonPythonModel  # noqa: F401
+from triton_hf.engines.text import TextEngine
 
 file = open(os.environ["TRACE"], "a", buffering=1)
 
@@ -52,8 +52,8 @@ def traced(name, method):
     return call
 
 
-Engine._emit = traced("token", Engine._emit)
-Engine._finish = traced("free", Engine._finish)
+TextEngine._emit = traced("token", TextEngine._emit)
+TextEngine._finish = traced("free", TextEngine._finish)
 '''
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc
+from embedded_triton.server import Server, running_server
 
-from triton_hf.embedded import Server, running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
 
 TOKENS = 100
 PARAMETERS = {"ttft_ms": "5", "inter_token_ms": "20", "slots": "8", "max_tokens": str(TOKENS)}

@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from embedded_triton.server import EmbeddedError, Server, free_ports, is_ready, running_server
 from triton_testing import Client, eventually
 
-from triton_hf import probe
-from triton_hf.embedded import EmbeddedError, Server, free_ports, is_ready, running_server
 from triton_hf.errors import EXIT_ENGINE
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
+from triton_hf.server import probe
 
 
 @pytest.fixture
@@ -236,8 +236,8 @@ def test_a_model_that_cannot_be_loaded_leaves_its_reason_as_the_last_words_of_th
 
 BREAKABLE = '''"""A simulated model whose device breaks for good when a request says so."""
 
-from triton_hf.adapter import TextModel as TritonPythonModel  # noqa: F401
-from triton_hf.simulated_engine import SimulatedEngine
+from triton_hf.backend.text_model import TextModel as TritonPythonModel  # noqa: F401
+from triton_hf.engines.simulated_engine import SimulatedEngine
 
 whole = SimulatedEngine._advance
 
@@ -252,7 +252,7 @@ def advance(self, admitted):
         "break" in job.work.conversation[-1].content for job in admitted
     )
     check(self)
-    whole(self, admitted)
+    return whole(self, admitted)
 
 
 SimulatedEngine._advance = advance
@@ -296,7 +296,7 @@ def test_run_server_says_why_an_engine_ended_and_returns_70(tmp_path: Path) -> N
     spec = ModelSpec(name="m", engine="simulated", parameters={"slots": "1"})
     (write_model(tmp_path / "models", spec) / "1" / "model.py").write_text(BREAKABLE)
     port, log = free_ports().http, tmp_path / "log"
-    command = [sys.executable, "-m", "triton_hf.serve", f"--port={port}"]
+    command = [sys.executable, "-m", "embedded_triton.serve", f"--port={port}"]
     command += [f"--model-repository={tmp_path / 'models'}", "m"]
     environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parents[1])}
     with log.open("w") as output:

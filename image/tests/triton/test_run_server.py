@@ -15,9 +15,8 @@ from typing import Any
 
 import openai
 import pytest
+from embedded_triton.server import Ports, Server, free_ports
 from triton_testing import Client, eventually
-
-from triton_hf.embedded import Ports, Server, free_ports
 
 ROOT = Path(__file__).resolve().parents[3]
 MARK = "RUN_SERVER_TEST"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import queue
 import socket
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from triton_hf.responder import Responder
+from triton_hf.backend.clients import CancelWatch, Responder, until_next_poll
 from triton_hf.runtime import socket_path
 
 FINAL = 1
@@ -44,7 +45,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def adapters() -> Iterator[SimpleNamespace]:
-    """The modules `adapter` and `stream_adapter`, with a stand-in for Triton's own module."""
+    """The modules of `backend` that see Triton, with a stand-in for Triton's module."""
     triton = ModuleType("triton_python_backend_utils")
 
     class TritonError:
@@ -55,43 +56,46 @@ def adapters() -> Iterator[SimpleNamespace]:
 
     triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL  # type: ignore[attr-defined]
     triton.TritonError = TritonError  # type: ignore[attr-defined]
+    triton.TritonModelException = RuntimeError  # type: ignore[attr-defined]
     triton.Tensor = lambda name, rows: (name, rows.tolist())  # type: ignore[attr-defined]
     triton.InferenceResponse = (  # type: ignore[attr-defined]
         lambda output_tensors, error=None: error or output_tensors
     )
-    names = ("triton_hf.adapter", "triton_hf.stream_adapter")
+    parts = ("tensors", "text_model", "stream_model")
+    names = tuple(f"triton_hf.backend.{part}" for part in parts)
     sys.modules[triton.__name__] = triton
     try:
-        whole, stream = (importlib.import_module(name) for name in names)
-        yield SimpleNamespace(whole=whole, stream=stream, error=TritonError)
+        tensors, whole, stream = (importlib.import_module(name) for name in names)
+        yield SimpleNamespace(tensors=tensors, whole=whole, stream=stream, error=TritonError)
     finally:
         for name in (triton.__name__, *names):
             sys.modules.pop(name, None)
 
 
-def job(*, finished: bool = False) -> Any:
-    return SimpleNamespace(finished=finished)
+def ticket(cancelled: queue.Queue[str], name: str) -> Any:
+    return SimpleNamespace(finished=False, cancel=lambda: cancelled.put(name))
 
 
-def test_a_client_that_cannot_be_asked_for_hides_no_other_one(adapters, capsys) -> None:
-    cancelled: queue.Queue[Any] = queue.Queue()
-    watch = adapters.whole.CancelWatch(cancelled.put)
-    broken, other, mine = Client(broken=True), Client(), [job()]
-    watch.add("broken", broken.responder, [job()])
-    watch.add("other", other.responder, mine)
+def test_a_client_that_cannot_be_asked_for_hides_no_other_one(capsys) -> None:
+    cancelled: queue.Queue[str] = queue.Queue()
+    watch = CancelWatch()
+    broken, other = Client(broken=True), Client()
+    watch.add("broken", broken.responder, ticket(cancelled, "broken"))
+    watch.add("other", other.responder, ticket(cancelled, "other"))
     assert broken.asked.wait(30)
     other.left.set()
-    assert cancelled.get(timeout=30) is mine
+    assert cancelled.get(timeout=30) == "other"
     watch.stop()
+    assert cancelled.empty()
     assert capsys.readouterr().err.count("RuntimeError: cannot be asked") == 1
 
 
 def test_an_answer_that_cannot_be_made_is_an_error_and_the_last_word(adapters) -> None:
     client = Client()
-    adapters.whole.answer(client.responder, lambda: 1 / 0, last=False)
+    adapters.tensors.answer(client.responder, lambda: 1 / 0, last=False)
     error, flags = client.got.get_nowait()
     assert (error.code, flags) == ("internal", FINAL)
-    adapters.whole.answer(client.responder, lambda: "more", last=True)
+    adapters.tensors.answer(client.responder, lambda: "more", last=True)
     assert client.got.empty()
 
 
@@ -114,8 +118,8 @@ def test_a_client_that_cannot_be_answered_stops_no_other_answers(adapters) -> No
 @pytest.mark.parametrize(
     ("asking", "pause"), [(0.0, 0.05), (0.002, 0.05), (0.005, 0.1), (1.0, 0.2)]
 )
-def test_clients_are_asked_for_often_while_that_costs_little(adapters, asking, pause) -> None:
-    assert adapters.whole.until_next_poll(asking) == pytest.approx(pause)
+def test_clients_are_asked_for_often_while_that_costs_little(asking, pause) -> None:
+    assert until_next_poll(asking) == pytest.approx(pause)
 
 
 @pytest.mark.parametrize("words", [b"no json\n", b'{"no": "id"}\n', b""])
@@ -139,5 +143,58 @@ def test_a_line_to_the_model_that_breaks_ends_its_streams_with_an_error(
     assert (error.code, flags) == ("unavailable", FINAL)
     assert "stopped while it was answering" in error.text
     assert link.broken
+    link.close()
+    senders[0].stop()
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), "lacks the package 'torch'"),
+        (MemoryError(), "there is not enough memory to load it: MemoryError"),
+        (OutOfMemoryError("CUDA out of memory\nmore"), "there is not enough memory to load it"),
+        (ZeroDivisionError("by zero\nmore"), "it cannot be loaded: ZeroDivisionError: by zero"),
+    ],
+)
+def test_whatever_goes_wrong_in_a_load_is_one_sentence_in_the_termination_message(
+    adapters, monkeypatch, tmp_path: Path, error: Exception, words: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setenv("TERMINATION_LOG", str(tmp_path / "log"))
+    monkeypatch.setattr(adapters.whole, "load_class", broken)
+    config = {"parameters": {"engine": {"string_value": "simulated"}}}
+    arguments = {"model_name": "m", "model_config": json.dumps(config)}
+    with pytest.raises(RuntimeError, match=words):
+        adapters.whole.TextModel().initialize(arguments)
+    said = (tmp_path / "log").read_text().splitlines()
+    assert len(said) == 1
+    assert words in said[0]
+
+
+def test_an_abandoned_stream_is_cancelled_once(adapters, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_HF_RUNTIME_DIR", str(tmp_path))
+    path = socket_path("m")
+    path.parent.mkdir(parents=True)
+    client, senders = Client(), [adapters.stream._Sender()]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        link = adapters.stream._Link(model="m", senders=senders)
+        connection, _ = listener.accept()
+        with connection:
+            link.submit({"id": 0}, client.responder)
+            client.left.set()
+            for _ in range(5):
+                link.cancel_abandoned()
+            link.submit({"id": 1}, Client().responder)
+            lines = connection.makefile("rb")
+            heard = [json.loads(lines.readline()) for _ in range(3)]
+    assert [message.get("cancel") for message in heard] == [None, {"id": 0}, None]
     link.close()
     senders[0].stop()

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from triton_hf.chat import ChatTokenizer
+from triton_hf.contract import PROMPT, Message
+from triton_hf.engines.tokens import ChatTokenizer
 from triton_hf.errors import RequestError
-from triton_hf.requests import PROMPT, Message
 
 VOCABULARY = {"<s>": 0, "one": 1, "two": 2, "<unk>": 3}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,16 @@ from typing import Any
 import pytest
 from triton_testing import eventually
 
-from triton_hf.engine import FAULTS_BEFORE_PROOF, Event, Job, TextAssembler
+from triton_hf import health
+from triton_hf.contract import Message, Sampling
+from triton_hf.engines.base import FAULTS_BEFORE_PROOF
+from triton_hf.engines.simulated_engine import SimulatedEngine
+from triton_hf.engines.text import TextEvent, TextJob
+from triton_hf.engines.tokens import TextAssembler
 from triton_hf.errors import EngineError, EngineStoppedError, OverloadedError, RequestError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
-from triton_hf.requests import Message, Sampling
-from triton_hf.settings import ModelSettings, SimulatedSettings
-from triton_hf.simulated_engine import SimulatedEngine
+from triton_hf.models.settings import ModelSettings, SimulatedSettings
 
 FAST = SimulatedSettings(time_to_first_token=0.001, inter_token=0.001)
 NEVER = SimulatedSettings(time_to_first_token=3600)
@@ -30,12 +36,12 @@ class Client:
 
     def __init__(self, engine: SimulatedEngine) -> None:
         self.engine = engine
-        self.events: queue.Queue[Event] = queue.Queue()
+        self.events: queue.Queue[TextEvent] = queue.Queue()
 
-    def ask(self, text: str = "a b c", **sampling: object) -> Job:
-        return submit(self.engine, self.events.put, text, **sampling)
+    def ask(self, text: str = "a b c", **sampling: object) -> TextJob:
+        return submit(self.engine, self.events.put, text=text, **sampling)
 
-    def answer(self) -> tuple[str, Event]:
+    def answer(self) -> tuple[str, TextEvent]:
         text = ""
         while True:
             event = self.events.get(timeout=30)
@@ -46,13 +52,14 @@ class Client:
 
 def submit(
     engine: SimulatedEngine,
-    listener: Callable[[Event], None],
+    listener: Callable[[TextEvent], None],
+    late: float = 0.0,
     text: str = "a b c",
     **sampling: object,
-) -> Job:
+) -> TextJob:
     values = Sampling(**sampling)  # type: ignore[arg-type]
     work = engine.encode((Message(role="user", content=text),), values)
-    return engine.submit([work], [listener])[0]
+    return engine.submit([work], [listener], arrived=time.monotonic() - late)[0]
 
 
 @pytest.fixture
@@ -139,11 +146,113 @@ def test_the_time_in_the_queue_is_that_until_the_slot_and_not_that_of_the_answer
 
 
 def test_rows_of_one_request_are_queued_all_or_none(make) -> None:
+    engine = make(slots=1, max_queue=2, simulated=NEVER)
+    Client(engine).ask()
+    work = engine.encode((Message(role="user", content="x"),), Sampling())
+    with pytest.raises(OverloadedError, match="1 requests in flight and 3 new, 3 allowed"):
+        engine.submit([work] * 3, [print] * 3)
+    eventually(lambda: engine.state().running == 1)
+    assert engine.state().waiting == 0
+
+
+def test_a_request_that_can_never_fit_is_the_clients_to_change(make) -> None:
     engine = make(slots=1, max_queue=1, simulated=NEVER)
     work = engine.encode((Message(role="user", content="x"),), Sampling())
-    with pytest.raises(OverloadedError, match="0 requests in flight and 3 new, 2 allowed"):
+    with pytest.raises(RequestError, match="3 rows, but this model holds at most 2 at a time"):
         engine.submit([work] * 3, [print] * 3)
-    assert engine.state().waiting == 0
+    _, counts, _ = engine._metrics.drain()
+    assert ("triton_hf_requests_rejected_total", "queue_full") not in counts
+
+
+def test_a_long_queue_costs_a_step_no_more_than_a_short_one(make) -> None:
+    engine = make(slots=1, max_queue=100_000, max_queue_seconds=3600.0, simulated=NEVER)
+    work = engine.encode((Message(role="user", content="x"),), Sampling())
+    walks: list[int] = []
+
+    class Counting(collections.OrderedDict):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            walks.append(1)
+            return super().__iter__()
+
+        def values(self) -> Any:
+            walks.append(1)
+            return super().values()
+
+    engine._waiting = Counting()
+    jobs = [
+        job for _ in range(50) for job in engine.submit([work] * 1000, [lambda event: None] * 1000)
+    ]
+    eventually(lambda: engine.state().running == 1)
+    for job in jobs[40_000:40_100]:
+        job.cancel()
+    engine.wake()
+    eventually(lambda: all(job.finished for job in jobs[40_000:40_100]))
+    assert walks == []
+    assert engine.state().waiting == 50_000 - 1 - 100
+    engine._waiting = collections.OrderedDict(engine._waiting)
+
+
+def test_the_heart_beats_while_there_is_progress_and_while_there_is_nothing_to_do(
+    make, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(health, "BEAT_SECONDS", 0.0)
+    engine = make()
+
+    def beat() -> float:
+        return float(json.loads((tmp_path / "0.json").read_text())["monotonic"])
+
+    idle = beat()
+    eventually(lambda: beat() > idle)
+    moves = threading.Event()
+    advance = engine._advance
+    monkeypatch.setattr(
+        engine, "_advance", lambda jobs: advance(jobs) if moves.is_set() else time.sleep(0.01)
+    )
+    client = Client(engine)
+    client.ask(max_tokens=500)
+    eventually(lambda: json.loads((tmp_path / "0.json").read_text())["running"] == 1)
+    stuck = beat()
+    time.sleep(0.3)  # thirty turns of the loop, none of which got anywhere
+    assert beat() == stuck
+    moves.set()
+    eventually(lambda: beat() > stuck)
+
+
+def test_an_engine_that_finds_itself_broken_while_idle_says_so(make, monkeypatch) -> None:
+    deaths: queue.Queue[str] = queue.Queue()
+    engine = make(on_death=deaths.put)
+    monkeypatch.setattr(engine, "_look", always(RuntimeError("the core has died")))
+    assert "the core has died" in deaths.get(timeout=30)
+
+
+def test_an_engine_is_told_of_every_job_that_leaves(make, monkeypatch) -> None:
+    engine = make(slots=1, max_queue=5, max_queue_seconds=0.2)
+    dropped: list[int] = []
+    monkeypatch.setattr(engine, "_dropped", lambda job: dropped.append(job.number))
+    monkeypatch.setattr(engine, "settings", dataclasses.replace(engine.settings, simulated=NEVER))
+    client = Client(engine)
+    jobs = [client.ask() for _ in range(3)]
+    jobs[0].cancel()
+    jobs[1].cancel()
+    engine.wake()
+    jobs.append(client.ask())
+    eventually(lambda: jobs[3].finished)  # refused: the third one keeps the slot
+    engine.stop()
+    assert sorted(dropped) == [job.number for job in jobs]
+
+
+def test_several_tokens_at_once_count_as_so_many(make) -> None:
+    engine = make(simulated=NEVER)
+    client = Client(engine)
+    job = client.ask(max_tokens=5)
+    eventually(lambda: engine.state().running == 1)
+    engine._emit(job, "a b ", tokens=2)
+    engine._emit(job, "c d e", tokens=3)
+    text, last = client.answer()
+    assert (text, last.completion_tokens, last.finish_reason) == ("a b c d e", 5, "length")
+    _, counts, seen = engine._metrics.drain()
+    assert counts["triton_hf_generation_tokens_total", None] == 5
+    assert [name for name, _ in seen].count("triton_hf_inter_token_seconds") == 3
 
 
 def test_a_cancelled_waiting_request_never_gets_a_slot(make) -> None:
@@ -212,9 +321,9 @@ def always(error: BaseException) -> Callable[..., Any]:
 def test_a_listener_that_raises_loses_its_own_request_only(make) -> None:
     engine = make(slots=4)
     client = Client(engine)
-    heard: list[Event] = []
+    heard: list[TextEvent] = []
 
-    def deaf(event: Event) -> None:
+    def deaf(event: TextEvent) -> None:
         heard.append(event)
         if not event.last:
             raise BrokenPipeError
@@ -238,10 +347,10 @@ def test_a_request_that_fails_again_and_again_never_ends_the_engine(make, monkey
     client = Client(engine)
     advance = engine._advance
 
-    def poisoned(admitted: Sequence[Job]) -> None:
+    def poisoned(admitted: Sequence[TextJob]) -> bool:
         if any(job.work.conversation[-1].content == "poison" for job in engine._running):
             raise ZeroDivisionError
-        advance(admitted)
+        return advance(admitted)
 
     monkeypatch.setattr(engine, "_advance", poisoned)
     for _ in range(5 * FAULTS_BEFORE_PROOF):
@@ -332,7 +441,7 @@ def test_a_request_that_waits_too_long_is_refused_and_told_when_to_come_again(ma
 def test_the_rows_of_a_request_that_was_begun_have_no_deadline(make) -> None:
     slow = SimulatedSettings(time_to_first_token=0.1, inter_token=0.001)
     engine = make(slots=1, max_queue=9, max_queue_seconds=0.05, simulated=slow)
-    events: queue.Queue[Event] = queue.Queue()
+    events: queue.Queue[TextEvent] = queue.Queue()
     values = Sampling(max_tokens=1)
     work = engine.encode((Message(role="user", content="a"),), values)
     engine.submit([work] * 4, [events.put] * 4)
@@ -374,23 +483,22 @@ def test_every_request_is_counted_once_whatever_becomes_of_it(make, monkeypatch)
     steps: list[int] = []
     opened = threading.Event()
 
-    def faulty(admitted: Sequence[Job]) -> None:
+    def faulty(admitted: Sequence[TextJob]) -> bool:
         opened.wait()
         steps.append(1)
         if len(steps) % 40 == 0:
             raise ZeroDivisionError
-        advance(admitted)
+        return advance(admitted)
 
     monkeypatch.setattr(engine, "_advance", faulty)
     jobs, refused = [], 0
     for number in range(600):
-        if number == 30:  # none has moved until now: the queue is full, and these three are late
-            for job in jobs[-3:]:
-                job.submitted -= 60.0
+        if number == 30:  # none has moved until now: the queue is full, and three are late
             opened.set()
         listener = always(BrokenPipeError()) if numbers.random() < 0.1 else lambda event: None
         try:
-            jobs.append(submit(engine, listener, max_tokens=numbers.randint(1, 30)))
+            late = 60.0 if number in (10, 11, 12) else 0.0
+            jobs.append(submit(engine, listener, late, max_tokens=numbers.randint(1, 30)))
         except OverloadedError:
             refused += 1
             if refused % 20 == 0:

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from triton_hf.launch import REGION, remove_stale_regions
+from triton_hf.server.launch import REGION, remove_stale_regions
 
 
 def region(folder: Path, name: str, *, age: float) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from triton_hf.metrics import FAMILIES, Metrics, TritonPublisher
+from triton_hf.backend.publisher import TritonPublisher
+from triton_hf.metrics import FAMILIES, Metrics
 
 
 class Series:

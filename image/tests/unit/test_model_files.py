@@ -13,7 +13,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models
 
-from triton_hf.model_files import ModelFiles, plain_config
+from triton_hf.compute.model_files import ModelFiles, plain_config
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -96,7 +96,8 @@ def test_a_value_that_is_missing_is_left_to_transformers(name, tmp_path) -> None
 
 def test_plain_files_are_read_without_the_compiler_of_torch(tmp_path) -> None:
     write(tmp_path, PLAIN["llama"]())
-    script = "import sys; from pathlib import Path; from triton_hf.model_files import ModelFiles\n"
+    script = "import sys; from pathlib import Path\n"
+    script += "from triton_hf.compute.model_files import ModelFiles\n"
     script += "ModelFiles(Path(sys.argv[1])); print('torch._dynamo' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-c", script, str(tmp_path)]

@@ -12,7 +12,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from triton_hf.pbtxt import model_config, stream_config
+from triton_hf.models.pbtxt import model_config, stream_config
+from triton_hf.models.registry import TEXT
 from triton_openai import sse
 from triton_openai.catalog import Model, text_models
 from triton_openai.chat import ChatShape, messages_text
@@ -191,10 +192,10 @@ def test_text_models_are_found_with_their_companions_and_others_are_not() -> Non
     found = text_models(
         configs(
             a=model_config(parameters),
-            a_stream=stream_config("a"),
+            a_stream=stream_config("a", TEXT),
             b=model_config({}),
             image='input { name: "pixels" data_type: TYPE_FP32 dims: 1 }',
-            alone_stream=stream_config("gone"),
+            alone_stream=stream_config("gone", TEXT),
         )
     )
     assert set(found) == {"a", "b", "alone_stream"}

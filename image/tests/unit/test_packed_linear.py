@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from triton_hf.packed_linear import Int8Linear, PackedLinear, _works, pack_linears
+from triton_hf.compute.packed_linear import Int8Linear, PackedLinear, _works, pack_linears
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

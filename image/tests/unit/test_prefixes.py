@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from triton_hf.prefixes import LEAST_TOKENS, nearest
+from triton_hf.compute.prefix_cache import LEAST_TOKENS, nearest
 
 
 @dataclasses.dataclass(eq=False)

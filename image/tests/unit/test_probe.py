@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_hf import probe
+from triton_hf.server import probe
 
 
 class _Health(http.server.BaseHTTPRequestHandler):

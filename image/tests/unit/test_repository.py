@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from triton_hf.errors import SettingsError
-from triton_hf.launch import derive_arguments
-from triton_hf.pbtxt import read_config, string_parameters
-from triton_hf.repository import check_spec, differences, read_model, write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.pbtxt import read_config, string_parameters
+from triton_hf.models.repository import check_spec, differences, read_model, write_model
+from triton_hf.models.specification import ModelSpec
+from triton_hf.server.launch import derive_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 

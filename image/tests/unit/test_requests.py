@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from triton_hf.contract import PROMPT
 from triton_hf.errors import RequestError
-from triton_hf.requests import PROMPT, parse_conversations, parse_sampling, wants_stream
-from triton_hf.settings import GenerationDefaults
+from triton_hf.models.settings import GenerationDefaults
+from triton_hf.serving.validation import parse_conversations, parse_sampling, wants_stream
 
 
 def test_each_row_is_a_conversation_with_its_own_system_message() -> None:

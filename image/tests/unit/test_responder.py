@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from triton_hf.responder import Responder
+from triton_hf.backend.clients import Responder
 
 FINAL = 1
 

@@ -319,7 +319,7 @@ def test_without_an_engine_the_embedded_triton_is_taken_and_that_is_said(machine
     assert done.returncode == 0, done.stderr
     assert "no Docker engine answers: taking the embedded Triton" in done.stderr
     assert done.stdout.split() == [
-        *("-m", "triton_hf.serve", "--port", machine.variables["PORT"]),
+        *("-m", "embedded_triton.serve", "--port", machine.variables["PORT"]),
         *("--model-repository", "model_repository", "simulated", "smollm2-135m"),
     ]
 

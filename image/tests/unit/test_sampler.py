@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from triton_hf.requests import Sampling
-from triton_hf.sampler import SamplingRow, choose, choose_ahead
+from triton_hf.compute.sampler import SamplingRow, choose
+from triton_hf.contract import Sampling
 
 DRAWS = 20_000
 
@@ -83,33 +83,6 @@ def test_a_row_gets_the_same_token_whatever_is_beside_it() -> None:
     together = choose(scores.clone(), batch())
     alone = [choose(scores[i : i + 1].clone(), [row])[0] for i, row in enumerate(batch())]
     assert together == alone
-
-
-def test_tokens_chosen_without_a_look_in_between_are_the_same() -> None:
-    numbers = random.Random(4)
-    sets = [
-        {
-            "temperature": numbers.choice([0.0, 0.3, 1.0, 2.0]),
-            "top_p": numbers.choice([0.1, 0.9, 1.0]),
-            "top_k": numbers.choice([0, 1, 7, 5000]),
-            "repetition_penalty": numbers.choice([0.8, 1.0, 1.5]),
-            "seed": seed,
-        }
-        for seed in range(60)
-    ]
-    scores = torch.stack([logits(3000, seed=seed, spread=1.0) for seed in range(60)])
-    scores[[3, 17], 5] = float("nan")
-    scores[23] = float("-inf")
-
-    def both() -> list[SamplingRow]:
-        return [SamplingRow(Sampling(**values), (1, 2, 3)) for values in sets]
-
-    first, second = both(), both()
-    for _ in range(3):
-        expected = choose(scores.clone(), first)
-        found = choose_ahead(scores.clone(), second).tolist()
-        assert [token if token >= 0 else None for token in found] == expected
-        assert [i for i, token in enumerate(expected) if token is None] == [3, 17, 23]
 
 
 def test_greedy_and_one_candidate_take_the_likeliest_token() -> None:

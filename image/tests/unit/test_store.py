@@ -15,7 +15,7 @@ import pytest
 from triton_testing import eventually
 
 from support.hub.server import Faults, HubServer, running_hub
-from triton_hf import store as store_module
+from triton_hf import progress as progress_module
 from triton_hf.errors import (
     EXIT_ACCESS,
     EXIT_DISK,
@@ -23,9 +23,14 @@ from triton_hf.errors import (
     EXIT_NOT_FOUND,
     EXIT_TIMEOUT,
     EXIT_USAGE,
+    StoreError,
 )
-from triton_hf.pbtxt import read_config, string_parameters
-from triton_hf.store import marker_path, weights_folder
+from triton_hf.models.pbtxt import read_config, string_parameters
+from triton_hf.models.specification import ModelSpec
+from triton_hf.progress import Progress
+from triton_hf.store import commands
+from triton_hf.store import sync as sync_module
+from triton_hf.store.layout import folder_bytes, locate_weights, marker_path, weights_folder
 
 OPEN, GATED, TOKEN = "org/open", "org/gated", "hf_a_token_that_must_not_be_seen"
 COMMIT, GATED_COMMIT = "a" * 40, "b" * 40
@@ -77,7 +82,7 @@ class Sync:
             "HF_HOME": str(self.folder / "hf"),
             "HF_HUB_OFFLINE": "0",
             "TERMINATION_LOG": str(self.termination),
-            "PYTHONPATH": str(Path(store_module.__file__).parents[1]),
+            "PYTHONPATH": str(Path(sync_module.__file__).parents[2]),
         }
         environment.pop("HF_TOKEN", None)
         if token is not None:
@@ -199,7 +204,7 @@ def test_a_killed_sync_publishes_nothing_and_the_next_one_fetches_only_the_missi
     sync.hub.faults = Faults(bytes_per_second=12_000_000)
     process = sync.start(OPEN_MODEL, "1")
     incoming = sync.store / "incoming"
-    eventually(lambda: incoming.exists() and store_module.folder_bytes(incoming) >= CHUNK_BYTES)
+    eventually(lambda: incoming.exists() and folder_bytes(incoming) >= CHUNK_BYTES)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not marker_path(sync.store, "1").exists()
@@ -250,6 +255,92 @@ def test_no_release_removes_what_another_one_serves(sync: Sync) -> None:
     assert not weights_folder(sync.store, OPEN, COMMIT).exists()
 
 
+SIMULATED = {"s": {"engine": "simulated"}}
+
+
+def foreign_marker(sync: Sync, text: str, *, config: str = "") -> None:
+    """Leave what another version of a release on the same claim may have left."""
+    folder = sync.store / "repository" / "foreign" / "m"
+    folder.mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config)
+    marker_path(sync.store, "foreign").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        'parameters { key: "commit" value { string_value: "x" } }',  # no revision
+        'parameters { key: "revision" value { string_value: "x" } }',  # no repo_id
+        "not { a config",
+    ],
+)
+def test_the_weights_of_a_release_of_another_version_stay(sync: Sync, config: str) -> None:
+    assert sync.run(OPEN_MODEL, "1", words=["--owner=n/a"])[0] == 0
+    needs = f"{OPEN.replace('/', '--')}/{COMMIT}"
+    foreign = {"owner": "n/b", "models": {"m": "other"}, "weights": [needs], "news": [1, 2]}
+    foreign_marker(sync, json.dumps(foreign), config=config)
+    for number in range(2, 5):
+        assert sync.run(SIMULATED, str(number), words=["--owner=n/a", "--keep=1"])[0] == 0
+    assert weights_folder(sync.store, OPEN, COMMIT).is_dir()
+    assert sync.generations() == ["4", "foreign"]
+
+
+def test_the_weights_of_a_marker_that_names_only_commits_stay(sync: Sync) -> None:
+    assert sync.run(OPEN_MODEL, "1", words=["--owner=n/a"])[0] == 0
+    foreign_marker(sync, json.dumps({"owner": "n/b", "models": {"m": COMMIT}}))
+    assert sync.run(SIMULATED, "2", words=["--owner=n/a", "--keep=1"])[0] == 0
+    assert weights_folder(sync.store, OPEN, COMMIT).is_dir()
+
+
+def test_nothing_is_removed_for_a_marker_that_cannot_be_read(sync: Sync) -> None:
+    assert sync.run(OPEN_MODEL, "1", words=["--owner=n/a"])[0] == 0
+    foreign_marker(sync, '{"owner": "n/')
+    status, output = sync.run(SIMULATED, "2", words=["--owner=n/a", "--keep=1"])
+    assert (status, "foreign.ready cannot be read" in output) == (0, True), output
+    assert weights_folder(sync.store, OPEN, COMMIT).is_dir()
+    assert sync.generations() == ["2", "foreign"]
+
+
+def test_a_generation_is_ready_although_nothing_old_can_be_removed(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def stuck(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(sync_module, "collect_garbage", stuck)
+    models = [ModelSpec(name="s", engine="simulated")]
+    sync_module.sync(models=models, store=tmp_path, generation="1", token=None)
+    assert marker_path(tmp_path, "1").exists()
+    assert "old generations could not be removed" in capsys.readouterr().err
+
+
+def test_a_volume_without_locks_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(sync_module.FileLock, "acquire", refuse)
+    models = [ModelSpec(name="s", engine="simulated")]
+    with pytest.raises(StoreError, match="does not support file locks") as caught:
+        sync_module.sync(models=models, store=tmp_path, generation="1", token=None)
+    assert caught.value.exit_code == EXIT_DISK
+
+
+def test_whatever_goes_wrong_in_a_sync_the_job_says_it_in_one_sentence(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr(commands, "sync", broken)
+    monkeypatch.setenv("TERMINATION_LOG", str(tmp_path / "log"))
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"models": SIMULATED}))
+    words = ["--spec", str(spec), "--store", str(tmp_path), "--generation", "1"]
+    with pytest.raises(StoreError, match="sync failed: ZeroDivisionError: float division by zero"):
+        commands.sync_command(words)
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
 @contextlib.contextmanager
 def small_volume(folder: Path, size: str) -> Iterator[None]:
     folder.mkdir()
@@ -273,7 +364,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_published_stays(sync: Sync) ->
 
 def wait(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "triton_hf", "wait", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(store_module.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(sync_module.__file__).parents[2])}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -296,17 +387,16 @@ def test_wait_gives_up_with_one_sentence(tmp_path: Path) -> None:
 
 def test_a_server_with_a_store_never_downloads(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_HF_STORE", str(tmp_path))
-    with pytest.raises(store_module.StoreError, match="is not in the store"):
-        store_module.locate_weights(repo_id=OPEN, revision=COMMIT)
+    with pytest.raises(StoreError, match="is not in the store"):
+        locate_weights(repo_id=OPEN, revision=COMMIT)
     weights_folder(tmp_path, OPEN, COMMIT).mkdir(parents=True)
-    found = store_module.locate_weights(repo_id=OPEN, revision=COMMIT)
+    found = locate_weights(repo_id=OPEN, revision=COMMIT)
     assert found == weights_folder(tmp_path, OPEN, COMMIT)
 
 
 def test_progress_is_said_while_a_folder_grows(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(store_module, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr(progress_module, "PROGRESS_SECONDS", 0.01)
     (tmp_path / "file").write_bytes(b"x" * 2_000_000)
     said: list[str] = []
-    progress = store_module.Progress()
-    with progress.watching(tmp_path, "m"):
+    with Progress().watching(lambda: f"m: {folder_bytes(tmp_path) / 1e6:.0f} MB so far"):
         eventually(lambda: bool(said.append(capsys.readouterr().err) or "2 MB" in "".join(said)))

@@ -6,12 +6,13 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from triton_hf import stream_server
-from triton_hf.stream_server import StreamServer
+from triton_hf.serving import stream_server
+from triton_hf.serving.stream_server import StreamServer
 
 
 @pytest.fixture
@@ -23,10 +24,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Nobody:
-    """A service that has no jobs."""
-
-    def cancel(self, jobs: Any) -> None:
-        assert not jobs
+    """A service that takes no requests."""
 
 
 def connect(path: Path) -> socket.socket:
@@ -63,7 +61,7 @@ def test_without_a_thread_for_it_a_connection_ends_and_the_next_is_served(
 def test_a_drain_waits_until_the_last_message_was_put() -> None:
     near, far = socket.socketpair()
     session = stream_server._Session(near, Nobody(), 0.0)  # type: ignore[arg-type]
-    session._jobs[1] = object()  # type: ignore[assignment]
+    session._tickets[1] = SimpleNamespace(cancel=lambda: None)  # type: ignore[assignment]
     put, states = session._outbox.put, []
 
     def slow(message: dict[str, Any]) -> None:
@@ -78,3 +76,23 @@ def test_a_drain_waits_until_the_last_message_was_put() -> None:
     assert b'"stop"' in far.recv(1000)
     near.close()
     far.close()
+
+
+def test_a_drain_takes_no_new_requests_and_so_it_ends(path: Path) -> None:
+    server = StreamServer(model="m", service=Nobody())  # type: ignore[arg-type]
+    server.start()
+    with connect(path) as made:
+        made.sendall(b'{"id": -1, "cancel": {"id": 0}}\n')
+        while not server._sessions:
+            time.sleep(0.01)
+        session = next(iter(server._sessions))
+        session._tickets[1] = SimpleNamespace(cancel=lambda: None)  # type: ignore[assignment]
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        while not session._refuses:
+            time.sleep(0.01)
+        made.sendall(b'{"id": 2, "inputs": {}, "stream": true, "parameters": ""}\n')
+        assert b"the model is shutting down" in made.recv(1000)
+        session._send({"id": 1, "finish_reason": "stop"})
+        stopping.join(30)
+        assert not stopping.is_alive()

@@ -21,17 +21,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from triton_native.runner import NativeRunner
 from triton_testing import eventually, need_native_step
 
-from triton_hf import transformers_engine
-from triton_hf.chat import TokenDecoder
-from triton_hf.engine import Event, Job
+from triton_hf.compute import load
+from triton_hf.compute.packed_linear import Int8Linear
+from triton_hf.compute.torch_runner import TorchRunner
+from triton_hf.contract import Message, Sampling
+from triton_hf.engines import transformers_engine
+from triton_hf.engines.text import TextEvent, TextJob, longest_context
+from triton_hf.engines.tokens import TokenDecoder
+from triton_hf.engines.transformers_engine import TransformersEngine
 from triton_hf.errors import EngineError, EngineStoppedError, RequestError, SettingsError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
-from triton_hf.packed_linear import Int8Linear
-from triton_hf.requests import Message, Sampling
-from triton_hf.settings import ModelSettings
-from triton_hf.torch_runner import TorchRunner
-from triton_hf.transformers_engine import TransformersEngine
+from triton_hf.models.settings import ModelSettings
 
 VOCABULARY = 320
 TIMEOUT = 60
@@ -127,7 +128,7 @@ class Bench:
     def ask(self, text: str, **values: Any) -> Asked:
         sampling = Sampling(**{"ignore_eos": True, **values})
         work = self.engine.encode((Message(role="user", content=text),), sampling)
-        events: queue.Queue[Event] = queue.Queue()
+        events: queue.Queue[TextEvent] = queue.Queue()
         return Asked(job=self.engine.submit([work], [events.put])[0], events=events)
 
     def answer(self, text: str, **values: Any) -> str:
@@ -158,17 +159,17 @@ class Bench:
 class Asked:
     """A request that was submitted."""
 
-    job: Job
-    events: queue.Queue[Event]
-    taken: list[Event] = dataclasses.field(default_factory=list)
+    job: TextJob
+    events: queue.Queue[TextEvent]
+    taken: list[TextEvent] = dataclasses.field(default_factory=list)
 
-    def all_once(self) -> list[Event]:
+    def all_once(self) -> list[TextEvent]:
         """Every event, however often it is asked for."""
         if not self.taken:
             self.taken.extend(self.all())
         return self.taken
 
-    def all(self) -> list[Event]:
+    def all(self) -> list[TextEvent]:
         """Every event, up to the last."""
         found = [self.events.get(timeout=TIMEOUT)]
         while not found[-1].last:
@@ -331,7 +332,7 @@ def test_the_end_token_ends_an_answer_unless_it_is_ignored(make) -> None:
     whole = bench.reference(prompt(10), max_tokens=12)
     words = whole.split()
     end = next(word for word in words[3:] if words.index(word) >= 3)
-    bench.engine._eos = frozenset({bench.tokenizer.convert_tokens_to_ids(end)})
+    bench.engine._end_tokens = frozenset({bench.tokenizer.convert_tokens_to_ids(end)})
     events = bench.ask(prompt(10), max_tokens=12, ignore_eos=False).all()
     assert events[-1].finish_reason == "stop"
     assert "".join(event.text for event in events).split() == words[: words.index(end)]
@@ -374,7 +375,7 @@ def test_a_cancelled_request_frees_its_slot_within_two_steps(make, monkeypatch) 
     steps, step = [], runner.step
 
     def counted(ids: Any) -> Any:
-        steps.append(asked.job.cancelled.is_set())
+        steps.append(asked.job.cancelled)
         return step(ids)
 
     monkeypatch.setattr(runner, "step", counted)
@@ -424,7 +425,7 @@ def test_an_answer_that_ends_inside_a_character_ends_before_it(
 ) -> None:
     bench = make(tokenizer=byte_tokenizer())
     script = bench.tokenizer("ok \N{PARTY POPPER}")["input_ids"][: 3 + kept]
-    made = iter([*script, *(bench.engine._eos if reason == "stop" else ())])
+    made = iter([*script, *(bench.engine._end_tokens if reason == "stop" else ())])
     monkeypatch.setattr(bench.engine, "_choose", lambda *_, **__: [next(made)])
     most = len(script) + (reason == "stop")
     events = bench.ask("x", max_tokens=most, ignore_eos=False).all()
@@ -474,7 +475,7 @@ def test_a_client_or_a_text_that_fails_ends_its_own_request_only(make) -> None:
     bench = make()
     work = bench.engine.encode((Message(role="user", content=prompt(5)),), Sampling(max_tokens=50))
 
-    def broken(event: Event) -> None:
+    def broken(event: TextEvent) -> None:
         raise BrokenPipeError
 
     good = bench.ask(prompt(10), max_tokens=20)
@@ -533,11 +534,11 @@ def test_a_prompt_that_torch_kept_is_not_handed_on_after_a_token_that_is_no_numb
     runner = bench.engine._runner
     step, text = runner.step, prompt(100)
     good = bench.answer(text, max_tokens=5)
-    assert runner.kept_tokens > 0
+    assert runner.cached_prefix_tokens > 0
     runner.step = lambda ids: step(ids).fill_(float("nan"))
     assert "not a number" in str(bench.ask(text, max_tokens=5).all()[-1].error)
     runner.step = step
-    eventually(lambda: bench.is_empty() and runner.kept_tokens == 0)
+    eventually(lambda: bench.is_empty() and runner.cached_prefix_tokens == 0)
     assert bench.answer(text, max_tokens=5) == good
 
 
@@ -545,7 +546,7 @@ def test_a_model_whose_numbers_are_none_from_the_start_is_refused_in_a_sentence(
     bench = make()
     with torch.no_grad():
         bench.model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(SettingsError, match=r"llama cannot be served: the logits .* no numbers"):
+    with pytest.raises(SettingsError, match=r"llama cannot be served: the logits .* not finite"):
         bench.engine._use(bench.model, bench.tokenizer)
 
 
@@ -763,6 +764,30 @@ def test_a_fault_in_the_native_step_fails_that_request_only(make, monkeypatch) -
     assert runner.pages.used == 0
 
 
+def test_a_fault_of_mixed_forward_passes_that_stays_is_logged_once(
+    make, monkeypatch, capsys
+) -> None:
+    need_native_step()
+    bench = make(NATIVE, slots=4, dtype="bfloat16")
+    runner, tried = bench.engine._runner, []
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(runner, name)
+
+        def advance(self, *_: Any) -> Any:
+            tried.append(1)
+            raise MemoryError("no memory for a step")
+
+    expected = [bench.answer(prompt(30, seed=seed), max_tokens=8) for seed in range(12)]
+    eventually(bench.is_empty)
+    monkeypatch.setattr(bench.engine, "_runner", Broken())
+    found = [bench.answer(prompt(30, seed=seed), max_tokens=8) for seed in range(12)]
+    assert found == expected
+    assert 1 <= len(tried) < 12
+    assert capsys.readouterr().err.count("MemoryError: no memory for a step") == 1
+
+
 def test_cuts_and_faults_of_the_native_step_leave_every_page_free(make, monkeypatch) -> None:
     need_native_step()
     bench = make(NATIVE, slots=8)
@@ -814,15 +839,15 @@ def test_torch_computes_where_the_native_step_is_switched_off_or_does_not_fit(
 _LOAD = """
 import sys
 from pathlib import Path
-from triton_hf.settings import ModelSettings
-from triton_hf.transformers_engine import TransformersEngine
+from triton_hf.models.settings import ModelSettings
+from triton_hf.engines.transformers_engine import TransformersEngine
 engine = TransformersEngine.__new__(TransformersEngine)
 engine.settings = ModelSettings(
     repo_id="org/tiny", device="cpu", max_prompt_tokens=32, max_total_tokens=64
 )
 engine._open(Path(sys.argv[1]))
 print(type(engine._runner).__name__)
-print(sorted(engine._eos), "transformers.models.llama.modeling_llama" in sys.modules)
+print(sorted(engine._end_tokens), "transformers.models.llama.modeling_llama" in sys.modules)
 """
 
 
@@ -894,10 +919,10 @@ def test_a_model_whose_angles_change_with_the_length_is_served_up_to_there() -> 
         original_max_position_embeddings=128,
         rope_parameters=rope,
     )
-    assert transformers_engine._longest(config) == 128
-    assert transformers_engine._longest(FAMILIES["phi3"]()) == SIZES["max_position_embeddings"]
+    assert longest_context(config) == 128
+    assert longest_context(FAMILIES["phi3"]()) == SIZES["max_position_embeddings"]
     nested = transformers.Gemma3TextConfig(**GROUPED, query_pre_attn_scalar=8)
-    assert transformers_engine._longest(nested) == SIZES["max_position_embeddings"]
+    assert longest_context(nested) == SIZES["max_position_embeddings"]
 
 
 def test_a_prompt_of_far_too_much_text_is_refused_before_it_is_tokenized(make) -> None:
@@ -920,11 +945,11 @@ def test_half_a_weights_file_is_refused_in_one_sentence_with_the_models_name(tmp
     make_model("llama").save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     settings = ModelSettings(repo_id="org/tiny", dtype="float32", device="cpu")
-    transformers_engine.load_model(tmp_path, settings)
+    load.load_model(tmp_path, settings)
     (file,) = tmp_path.glob("*.safetensors")
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(SettingsError, match="org/tiny cannot be loaded") as caught:
-        transformers_engine.load_model(tmp_path, settings)
+        load.load_model(tmp_path, settings)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -932,10 +957,10 @@ def test_half_a_weights_file_is_refused_in_one_sentence_with_the_models_name(tmp
 def test_the_quota_limits_the_threads_beside_a_gpu_too(tmp_path, monkeypatch, device) -> None:
     threads: list[int] = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(transformers_engine, "usable_cores", lambda: 3)
+    monkeypatch.setattr(load, "usable_cores", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     settings = ModelSettings(repo_id="org/none", device=device)
     with pytest.raises(SettingsError, match="org/none cannot be loaded"):
-        transformers_engine.load_model(tmp_path, settings)
+        load.load_model(tmp_path, settings)
     assert threads == [3]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from triton_hf import stream_server, wire
-from triton_hf.settings import parse_settings
+from triton_hf.models.settings import parse_settings
+from triton_hf.serving import stream_server, wire
 
 
 @pytest.fixture

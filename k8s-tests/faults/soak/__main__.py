@@ -28,12 +28,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from embedded_triton.server import TRITON_VERSION, EmbeddedError
+
 from faults import results
 from faults.soak import judge
 from faults.soak.draw import draw
 from faults.soak.run import LOAD, MODELS, Soak, server, soak
 from support.place import ROOT
-from triton_hf.embedded import TRITON_VERSION, EmbeddedError
 
 LONG = 10.0  # minutes; a shorter run is a try
 EXITS = {judge.HELD: 0, judge.OVER: 1, judge.UNCLEAR: 3}

@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from embedded_triton.server import Server, running_server
+
 from faults.soak import judge, pace, watch
 from faults.soak.drive import ANSWERED, Asked, Drive, Ended
 from faults.soak.pace import Look, Pace
@@ -18,9 +20,8 @@ from support.hub.repositories import populate
 from support.hub.server import running_hub
 from support.models import REPOSITORY
 from support.wait import until
-from triton_hf.embedded import Server, running_server
-from triton_hf.repository import write_model
-from triton_hf.specification import ModelSpec
+from triton_hf.models.repository import write_model
+from triton_hf.models.specification import ModelSpec
 
 LOAD = 0.8  # of what the server can do
 EVERY = 2.0  # seconds between two samples

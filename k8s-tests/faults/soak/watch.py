@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from embedded_triton.server import Server
 from prometheus_client.parser import text_string_to_metric_families
-
-from triton_hf.embedded import Server
 
 IN_FLIGHT = ("triton_hf_requests_running", "triton_hf_requests_waiting")
 

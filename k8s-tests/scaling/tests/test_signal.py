@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from embedded_triton.server import EmbeddedError, ensure_tree
 from scaling import load, panels, promql
 from scaling import signal as accuracy
 from scaling.lab import Lab, running_lab
@@ -12,7 +13,6 @@ from scaling.query import RenderError
 
 from support import wait
 from support.prometheus import binary
-from triton_hf.embedded import EmbeddedError, ensure_tree
 
 pytestmark = pytest.mark.triton
 

@@ -1,3 +1,3 @@
 """Serves the model that config.pbtxt names."""
 
-from triton_hf.adapter import TextModel as TritonPythonModel  # noqa: F401
+from triton_hf.backend.text_model import TextModel as TritonPythonModel  # noqa: F401

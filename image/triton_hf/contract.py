@@ -1,0 +1,44 @@
+"""The contract of a text request: a conversation, and how to sample its answer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+# Role of the only message of a raw prompt, which gets no chat template. No client can send it.
+PROMPT = "prompt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample one answer.
+
+    Attributes:
+        max_tokens: Most tokens of the answer. None if the request did not say; the default of the
+            model is then cut to what fits.
+        default_max_tokens: The default of the model.
+        temperature: 0 means greedy.
+        top_k: 0 means all tokens.
+        stop_token_ids: Tokens that end the answer in addition to the model's end tokens, also with
+            `ignore_eos`. An engine without a vocabulary has none of them.
+    """
+
+    max_tokens: int | None = None
+    default_max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False

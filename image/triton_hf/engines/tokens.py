@@ -1,0 +1,142 @@
+"""Between text and tokens: chat templates, decoding piece by piece, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from triton_hf.contract import PROMPT, Conversation
+from triton_hf.errors import RequestError, SettingsError
+
+
+class ChatTokenizer:
+    """Applies the chat template and turns tokens back into text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Use a transformers tokenizer.
+
+        Raises:
+            SettingsError: The tokenizer is not a fast one.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise SettingsError("the repository has no fast tokenizer (tokenizer.json)")
+        self.tokenizer = tokenizer
+        self.longest_token = max(map(len, tokenizer.get_vocab()))  # characters
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """Return the prompt's token ids, up to where the assistant's answer starts.
+
+        A raw prompt gets no template, only the special tokens with which the tokenizer starts and
+        ends a text.
+
+        Raises:
+            RequestError: There is no template, or it refuses this conversation (order of roles,
+                for example).
+        """
+        from jinja2 import TemplateError
+
+        if conversation[0].role == PROMPT:
+            return list(self.tokenizer(conversation[0].content)["input_ids"])
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RequestError(
+                "this model has no chat template, so it is not a chat model: send input 'prompt'"
+            )
+        turns = [{"role": turn.role, "content": turn.content} for turn in conversation]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise RequestError(
+                f"the model's chat template refuses this conversation: {error}"
+            ) from None
+        # The template writes the special tokens itself.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decoder(self) -> TokenDecoder:
+        """Return a decoder for one answer."""
+        return TokenDecoder(self.tokenizer)
+
+
+class TokenDecoder:
+    """Turns the tokens of one answer into text, piece by piece.
+
+    A character that spans several tokens is held back until it is whole.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Start with no tokens."""
+        self._tokenizer = tokenizer
+        self._begin()
+
+    def push(self, token: int) -> str:
+        """Add a token; return the new text, which may be empty."""
+        self._ids.append(token)
+        try:
+            piece = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        except Exception:  # tokenizers raises a bare Exception
+            # Later bytes have spoilt a character that was shown already. The stream cannot go on
+            # from there, so a new one starts behind them.
+            self._begin()
+            self._ids.append(token)
+            piece = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        self._shown += piece
+        return piece
+
+    def _begin(self) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def flush(self) -> str:
+        """Return what is still held back, when no more tokens come.
+
+        The start of a character whose other bytes never came is dropped: it would show as U+FFFD.
+        """
+        whole = self._tokenizer.decode(
+            self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        held = str(whole[len(self._shown) :]) if whole.startswith(self._shown) else ""
+        return held.rstrip("\ufffd")
+
+
+class TextAssembler:
+    """Joins pieces of text and cuts at the first stop string.
+
+    Text that may be the start of a stop string is held back until the next pieces decide, so a
+    client never sees half of a stop string.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        """Watch for these stop strings."""
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """Add a piece; return the text that may be shown now."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        hits = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if hits:
+            self.stopped, self._held = True, ""
+            return text[: min(hits)]
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Return what was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that starts `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0

@@ -1,0 +1,193 @@
+"""Every parameter there is, in groups; `models.registry` says which engine and task take which."""
+
+from __future__ import annotations
+
+from triton_hf.models.parameters import (
+    MAX_TOKENS,
+    Choice,
+    Flag,
+    Integer,
+    Number,
+    Parameter,
+    StopStrings,
+    StopTokens,
+    Text,
+    table,
+)
+
+QUEUE = table(
+    Parameter(
+        name="slots",
+        kind=Integer(low=1, high=4096),
+        default="8",
+        meaning="requests that the engine works on at the same time",
+    ),
+    Parameter(
+        name="max_queue",
+        kind=Integer(low=0, high=1_000_000),
+        default="64",
+        meaning="requests that may wait; the next one is refused with 503",
+    ),
+    Parameter(
+        name="max_queue_seconds",
+        kind=Number(low=0.0, high=86_400.0),
+        default="50",
+        meaning="longest wait of a request for its first slot, then 503; 0 waits for ever. Keep it "
+        "below the time-out of the gateway (often 60 s), so that the reason reaches the client",
+    ),
+    Parameter(
+        name="max_prompt_tokens",
+        kind=Integer(low=1, high=MAX_TOKENS),
+        default="1024",
+        meaning="longest prompt in tokens, after the chat template",
+    ),
+    Parameter(
+        name="max_total_tokens",
+        kind=Integer(low=2, high=MAX_TOKENS),
+        default="2048",
+        meaning="longest prompt and answer together, in tokens",
+    ),
+    Parameter(
+        name="stream_events",
+        kind=Integer(low=0, high=1_000_000),
+        default="100 a core; simulated: 0",
+        meaning="most events a second of all streams together while more than four are open; an "
+        "event then carries several tokens, and the first and the last event of a stream never "
+        "wait. 0 sends every token alone",
+    ),
+)
+
+REPOSITORY = table(
+    Parameter(name="repo_id", kind=Text(), meaning="`ORG/NAME` of the repository on the Hub"),
+    Parameter(
+        name="revision",
+        kind=Text(),
+        default="main",
+        meaning="commit, tag or branch; the model store pins a commit by itself",
+    ),
+    Parameter(
+        name="gated", kind=Flag(), default="false", meaning="whether the repository needs a token"
+    ),
+)
+
+COMPUTE = table(
+    Parameter(
+        name="device",
+        kind=Choice(values=("auto", "cpu", "cuda")),
+        default="auto",
+        meaning="auto takes a GPU if there is one",
+    ),
+    Parameter(
+        name="dtype",
+        kind=Choice(values=("auto", "float32", "bfloat16", "float16")),
+        default="auto",
+        meaning="number format of the weights; auto is as stored",
+    ),
+    Parameter(
+        name="cpu_step",
+        kind=Choice(values=("auto", "torch")),
+        default="auto",
+        meaning="what computes on a CPU: auto takes the native kernels for Llama-shaped models in "
+        "bfloat16 where the CPU has AVX512, and torch for all others",
+    ),
+    Parameter(
+        name="weights",
+        kind=Choice(values=("auto", "int8")),
+        default="auto",
+        meaning="format of the weights in memory: auto is `dtype`; int8 (CPU only) reads less "
+        "memory and is lossy",
+    ),
+)
+
+SIMULATED = table(
+    Parameter(
+        name="ttft_ms",
+        kind=Number(low=0.0, high=600_000.0),
+        default="50",
+        meaning="time to the first token of a simulated model, in ms",
+    ),
+    Parameter(
+        name="inter_token_ms",
+        kind=Number(low=0.0, high=600_000.0),
+        default="10",
+        meaning="time between tokens of a simulated model, in ms",
+    ),
+    Parameter(
+        name="tokens_per_second",
+        kind=Number(low=0.0, high=1_000_000.0, above=True),
+        meaning="tokens a second of one answer of a simulated model, instead of `inter_token_ms`",
+    ),
+    Parameter(
+        name="load_seconds",
+        kind=Number(low=0.0, high=86_400.0),
+        default="0",
+        meaning="time that a simulated model takes to load, in s",
+    ),
+)
+
+SAMPLING = table(
+    Parameter(
+        name="max_tokens",
+        kind=Integer(low=1, high=MAX_TOKENS),
+        default="256",
+        request=True,
+        meaning="most tokens of the answer; with the prompt at most `max_total_tokens`",
+    ),
+    Parameter(
+        name="temperature",
+        kind=Number(low=0.0, high=2.0),
+        default="0",
+        request=True,
+        meaning="0 always takes the likeliest token; higher values vary more",
+    ),
+    Parameter(
+        name="top_p",
+        kind=Number(low=0.0, high=1.0, above=True),
+        default="1",
+        request=True,
+        meaning="sample only from the likeliest tokens that together have this probability",
+    ),
+    Parameter(
+        name="top_k",
+        kind=Integer(low=0, high=1_000_000),
+        default="0",
+        request=True,
+        meaning="sample only from the k likeliest tokens; 0 is all",
+    ),
+    Parameter(
+        name="repetition_penalty",
+        kind=Number(low=0.0, high=2.0, above=True),
+        default="1",
+        request=True,
+        meaning="above 1 makes tokens less likely that occur already",
+    ),
+    Parameter(
+        name="seed",
+        kind=Integer(low=0, high=2**63 - 1),
+        request=True,
+        meaning="the same seed and request give the same answer, in half precision by torch up to "
+        "rounding",
+    ),
+    Parameter(
+        name="stop",
+        kind=StopStrings(),
+        model=False,
+        request=True,
+        meaning="ends the answer before the string",
+    ),
+    Parameter(
+        name="stop_token_ids",
+        kind=StopTokens(),
+        model=False,
+        request=True,
+        meaning="ends the answer before the token",
+    ),
+    Parameter(
+        name="ignore_eos",
+        kind=Flag(),
+        default="false",
+        model=False,
+        request=True,
+        meaning="go on when the model wants to end",
+    ),
+)

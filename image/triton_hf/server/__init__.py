@@ -1,0 +1,4 @@
+"""Around tritonserver: preparing and starting it, and the probes.
+
+Imports `models` and the ground modules, never `engines`, `serving` or `backend`.
+"""
