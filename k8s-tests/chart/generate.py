@@ -315,6 +315,9 @@ def build_schema(params: list[Param]) -> Schema:
         for depth, key in enumerate(param.keys):
             last = depth == len(param.keys) - 1
             leaf = {"description": param.text, **type_schema(param.kind)} if last else None
+            # Helm deletes a key that is set to null, and a template would then read 0 or "".
+            if "<name>" not in param.keys and not (last and param.kind.split(" ")[0].endswith("?")):
+                node["required"] = sorted({*node.get("required", ()), key})
             if key == "<name>":
                 node["additionalProperties"] = node["additionalProperties"] or closed({})
                 if names := KEYS.get(".".join(param.keys[:depth])):

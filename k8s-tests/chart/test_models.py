@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from chart.rendering import CHART, Manifest, Object, mappings, render
+from triton_hf.models.repository import read_model
 
 pytestmark = pytest.mark.chart
 SMOL = {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -135,7 +137,7 @@ def test_each_upgrade_removes_the_job_that_an_earlier_one_left() -> None:
 
 def test_on_one_node_the_hook_follows_servers_and_waits_for_none_that_have_no_node() -> None:
     """A pod that its own affinity selects passes where no other pod matches."""
-    manifest = render({"replicas": 1}, upgrade=True)
+    manifest = render({"replicas": 1, "nodeSelector": {"pool": "gpu"}}, upgrade=True)
     pod = job_pod(manifest)
     (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     selector = term["labelSelector"]
@@ -151,6 +153,15 @@ def test_on_one_node_the_hook_follows_servers_and_waits_for_none_that_have_no_no
     (wish,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     wanted = {each["key"]: each["values"] for each in wish["preference"]["matchExpressions"]}
     assert wanted == {key: [value] for key, value in server["spec"]["nodeSelector"].items()}
+
+
+def test_the_default_model_answers_as_it_does_without_kubernetes() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["models"]
+    ((name, model),) = values.items()
+    spec = read_model(CHART.parents[1] / "model_repository" / name)
+    parameters = {key: str(value) for key, value in model["parameters"].items()}
+    assert {**parameters, "gated": str(model["gated"]).lower()} == spec.parameters
+    assert model["repository"] == spec.repository
 
 
 def test_the_hook_can_be_switched_off() -> None:

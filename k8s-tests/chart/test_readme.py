@@ -25,8 +25,8 @@ def commands(readme: Path) -> list[list[str]]:
 def rendered(words: list[str], before: list[str]) -> tuple[Manifest, list[str]]:
     """Return what a command makes of a release that was given some options before."""
     _, verb, release, chart, *options = words
-    kept = before if "--reuse-values" in options else []
-    options = [*kept, *(word for word in options if word != "--reuse-values")]
+    kept = before if "--reset-then-reuse-values" in options else []
+    options = [*kept, *(word for word in options if word != "--reset-then-reuse-values")]
     upgrade = ["--is-upgrade"] if verb == "upgrade" else []
     text = helm("template", release, str(ROOT / chart), *options, *upgrade)
     objects = tuple(found for found in yaml.safe_load_all(text) if found)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chart.rendering import CASE_IDS, CASES, CHART, Manifest, Object, mappings, render
+from chart.rendering import CASE_IDS, CASES, CHART, Manifest, Object, RenderError, mappings, render
 
 pytestmark = pytest.mark.chart
 variant = pytest.mark.parametrize("file", CASES, ids=CASE_IDS)
@@ -154,10 +154,10 @@ def test_routes_let_in_the_same_as_the_ingress() -> None:
     manifest = render(values)
     routed = set()
     for route in manifest.all("HTTPRoute"):
-        (rule,) = route["spec"]["rules"]
-        assert len(rule["matches"]) <= 64
-        assert {match["path"]["type"] for match in rule["matches"]} == {"Exact"}
-        routed |= {match["path"]["value"] for match in rule["matches"]}
+        for rule in route["spec"]["rules"]:
+            assert 1 <= len(rule["matches"]) <= 8
+            assert {match["path"]["type"] for match in rule["matches"]} == {"Exact"}
+            routed |= {match["path"]["value"] for match in rule["matches"]}
     assert routed == paths(manifest) - {"/v2/health/ready"}
 
 
@@ -171,11 +171,42 @@ def test_without_infer_no_client_chooses_a_shape() -> None:
 
 def test_a_route_takes_the_coding_off_a_compressed_body() -> None:
     for route in render({"models": MODELS, "httpRoute": GATEWAY}).all("HTTPRoute"):
-        (rule,) = route["spec"]["rules"]
-        (taken,) = rule["filters"]
-        assert taken["requestHeaderModifier"] == {"remove": ["Content-Encoding"]}
+        for rule in route["spec"]["rules"]:
+            (taken,) = rule["filters"]
+            assert taken["requestHeaderModifier"] == {"remove": ["Content-Encoding"]}
     plain = render({"models": MODELS, "httpRoute": GATEWAY | {"filters": []}})
     assert "filters" not in plain.text
+
+
+def test_no_gateway_cuts_an_answer_that_the_server_still_makes() -> None:
+    """Envoy Gateway ends an answer after 15 s unless the route says more."""
+    for route in render({"models": MODELS, "httpRoute": GATEWAY}).all("HTTPRoute"):
+        assert {rule["timeouts"]["request"] for rule in route["spec"]["rules"]} == {"0s"}
+    left = render({"models": MODELS, "httpRoute": GATEWAY | {"timeouts": {"request": None}}})
+    assert "timeouts" not in left.text
+
+
+@pytest.mark.parametrize(
+    ("timeout", "wait", "good"),
+    [
+        ("50s", None, False),
+        ("51s", None, True),
+        ("1m", 60, False),
+        ("2m", 60, True),
+        ("900ms", 0.5, True),
+        ("1h", 0, False),
+        ("0s", 0, True),
+    ],
+)
+def test_a_route_waits_longer_than_the_queue(timeout: str, wait: float | None, good: bool) -> None:
+    parameters = {} if wait is None else {"max_queue_seconds": wait}
+    models = {"llama3-8b": None, "s": {"engine": "simulated", "parameters": parameters}}
+    values = {"models": models, "httpRoute": GATEWAY | {"timeouts": {"request": timeout}}}
+    if good:
+        assert render(values).all("HTTPRoute")
+        return
+    with pytest.raises(RenderError, match=r"is not longer than the max_queue_seconds of models\.s"):
+        render(values)
 
 
 def test_the_ingress_is_of_the_class_and_host_of_the_values() -> None:

@@ -24,14 +24,19 @@ def flags(values: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_server_asks_for_its_gpus_on_gpu_nodes() -> None:
-    manifest = render({"gpu": {"count": 2, "resourceName": "nvidia.com/mig-3g.40gb"}})
+    chosen = {"resourceName": "nvidia.com/mig-3g.40gb", "nodeSelector": {"pool": "gpu"}}
+    manifest = render({"gpu": chosen})
     for part in ("requests", "limits"):
-        assert manifest.server["resources"][part]["nvidia.com/mig-3g.40gb"] == "2"
-    assert pod(manifest)["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+        assert manifest.server["resources"][part]["nvidia.com/mig-3g.40gb"] == "1"
+    assert pod(manifest)["nodeSelector"] == {"pool": "gpu"}
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod(manifest)[
         "tolerations"
     ]
     assert "--allow-gpu-metrics=true" in manifest.server["args"]
+
+
+def test_the_requested_gpu_alone_binds_a_pod_because_clouds_label_nodes_differently() -> None:
+    assert "nodeSelector" not in pod(render())
 
 
 def test_no_gpu_means_a_cpu_node() -> None:
@@ -52,8 +57,9 @@ def test_only_the_server_container_asks_for_gpus() -> None:
 
 def test_users_selectors_and_tolerations_come_on_top_of_those_of_the_gpu() -> None:
     toleration = {"key": "reserved", "operator": "Exists"}
-    spec = pod(render({"nodeSelector": {"pool": "a"}, "tolerations": [toleration]}))
-    assert spec["nodeSelector"] == {"pool": "a", "nvidia.com/gpu.present": "true"}
+    values = {"nodeSelector": {"pool": "a"}, "gpu": {"nodeSelector": {"gpu": "l4"}}}
+    spec = pod(render({**values, "tolerations": [toleration]}))
+    assert spec["nodeSelector"] == {"pool": "a", "gpu": "l4"}
     assert len(spec["tolerations"]) == 2
 
 

@@ -19,6 +19,12 @@ for gRPC, which makes the age up to a tenth longer.
 {{- end -}}
 {{- end -}}
 
+{{/* Milliseconds of a duration of the Gateway API, such as 500ms, 15s, 1m, 1h. Argument: the text. */}}
+{{- define "triton.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (trimSuffix $unit . | int64) (index (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
+{{- end -}}
+
 {{/* Seconds until a rollout without progress counts as failed: download, load, a minute for the image. */}}
 {{- define "triton.progressDeadlineSeconds" -}}
 {{- $load := int .Values.probes.startup.budgetSeconds -}}

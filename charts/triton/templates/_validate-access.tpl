@@ -8,6 +8,18 @@
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- $faults = append $faults "httpRoute.enabled needs a gateway: set httpRoute.parentRefs." -}}
 {{- end -}}
+{{- $timeout := .Values.httpRoute.timeouts.request -}}
+{{- if and .Values.httpRoute.enabled $timeout (ne $timeout "0s") -}}
+{{- range $name, $model := .Values.models -}}
+{{- $parameters := $model.parameters | default dict -}}
+{{- $wait := hasKey $parameters "max_queue_seconds" | ternary (get $parameters "max_queue_seconds") 50 | float64 -}}
+{{- if or (le $wait 0.0) (le (include "triton.milliseconds" $timeout | float64) (mulf $wait 1000)) -}}
+{{- $faults = append $faults (print "httpRoute.timeouts.request (" $timeout ") is not longer than the "
+    "max_queue_seconds of models." $name " (" (le $wait 0.0 | ternary "0, which waits for ever" (print $wait))
+    "), so the gateway would give up before the server answers: make it longer, or 0s for no limit.") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $policy := .Values.networkPolicy -}}
 {{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled .Values.httpRoute.enabled) -}}
 {{- $faults = append $faults (print "networkPolicy.gateway is empty, so nothing comes in by Ingress or "

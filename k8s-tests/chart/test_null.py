@@ -1,0 +1,64 @@
+"""A value that is set to null is refused by name, or leaves something out; it is never 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart.generate import read_params
+from chart.rendering import CHART, RenderError, render
+
+pytestmark = pytest.mark.chart
+LOCUST = CHART.with_name("locust")
+
+
+def keys(chart: Path, *, nullable: bool) -> list[str]:
+    return [
+        param.path
+        for param in read_params(chart / "values.yaml")
+        if "<name>" not in param.keys and param.kind.split(" ")[0].endswith("?") == nullable
+    ]
+
+
+def nulled(path: str) -> dict[str, Any]:
+    values: Any = None
+    for key in reversed(path.split(".")):
+        values = {key: values}
+    return dict(values)
+
+
+@pytest.mark.parametrize("path", keys(CHART, nullable=False))
+def test_the_server_says_which_value_is_missing(path: str) -> None:
+    with pytest.raises(RenderError, match=f"missing property '{path.rpartition('.')[2]}'"):
+        render(nulled(path))
+
+
+@pytest.mark.parametrize("path", keys(LOCUST, nullable=False))
+def test_the_load_test_says_which_value_is_missing(path: str) -> None:
+    with pytest.raises(RenderError, match=f"missing property '{path.rpartition('.')[2]}'"):
+        render(nulled(path), chart=LOCUST)
+
+
+@pytest.mark.parametrize("chart", [CHART, LOCUST], ids=lambda chart: chart.name)
+def test_null_keeps_finished_jobs(chart: Path) -> None:
+    """Argo CD runs a Job again that its TTL has removed."""
+    values = {
+        CHART: {"modelSync": {"ttlSecondsAfterFinished": None}},
+        LOCUST: {"jobs": {"ttlSecondsAfterFinished": None}},
+    }
+    jobs = render(values[chart], chart=chart).all("Job")
+    assert jobs
+    assert all("ttlSecondsAfterFinished" not in job["spec"] for job in jobs)
+
+
+def test_values_of_an_older_chart_get_plain_sentences_and_no_nil_pointer() -> None:
+    """`helm upgrade --reuse-values` keeps the defaults of the older chart, which lack new keys."""
+    with pytest.raises(RenderError) as caught:
+        render({"server": {"apiKey": None}, "publicCalls": None, "httpRoute": {"filters": None}})
+    said = str(caught.value)
+    assert "nil pointer" not in said
+    assert "missing property 'publicCalls'" in said
+    assert "at '/server': missing property 'apiKey'" in said
+    assert "at '/httpRoute': missing property 'filters'" in said
