@@ -209,7 +209,7 @@ def test_what_must_stay_off_is_off() -> None:
 
 
 def test_without_grpc_no_port_flag_or_service_speaks_it() -> None:
-    manifest = render({"grpc": {"enabled": False}})
+    manifest = render({"grpc": {"enabled": False}, "openai": {"enabled": False}})
     assert [s["metadata"]["name"] for s in manifest.all("Service")] == [
         "rel-triton-metrics",
         "rel-triton",

@@ -8,6 +8,10 @@
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- $faults = append $faults "httpRoute.enabled needs a gateway: set httpRoute.parentRefs." -}}
 {{- end -}}
+{{- if and .Values.openai.enabled (not .Values.grpc.enabled) -}}
+{{- $faults = append $faults (print "openai.enabled needs grpc.enabled, because OpenAI's API asks Triton "
+    "over gRPC: set both to true, or openai.enabled to false.") -}}
+{{- end -}}
 {{- $timeout := .Values.httpRoute.timeouts.request -}}
 {{- if and .Values.httpRoute.enabled $timeout (ne $timeout "0s") -}}
 {{- range $name, $model := .Values.models -}}
@@ -19,6 +23,9 @@
     "), so the gateway would give up before the server answers: make it longer, or 0s for no limit.") -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if eq (int .Values.openai.port) (int .Values.http.port) -}}
+{{- $faults = append $faults "openai.port and http.port are equal: one Service needs two ports." -}}
 {{- end -}}
 {{- $policy := .Values.networkPolicy -}}
 {{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled .Values.httpRoute.enabled) -}}
