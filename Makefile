@@ -35,8 +35,24 @@ up: ## Cluster, images, model, helm install, then one question through the ingre
 	@python3 -m support.up
 
 .PHONY: load
-load: venv ## Load test in the cluster against the release of `make up`; its report ends up here
-	@$(PY) -m support.load
+load: venv ## Load test in the cluster against the release of `make up`; its report ends up here [VALUES=FILE]
+	@$(PY) -m support.load $(if $(VALUES),--values $(VALUES))
+
+.PHONY: fetch
+fetch: venv ## Copy the newest report of a load test from its claim: NAMESPACE=... RELEASE=...
+	@$(PY) -m support.load fetch --namespace $(NAMESPACE) --release $(RELEASE)
+
+.PHONY: capacity
+capacity: venv ## The highest load that keeps the objectives: ARGS="--out DIR ... -- WORDS OF LOCUST"
+	@PYTHONPATH=load_testing $(PY) -m triton_load.capacity $(ARGS)
+
+.PHONY: compare
+compare: venv ## Compare two runs of the load test: BEFORE=DIR AFTER=DIR
+	@PYTHONPATH=load_testing $(PY) -m triton_load.compare $(BEFORE) $(AFTER)
+
+.PHONY: cluster
+cluster: ## The embedded cluster alone: DO=up|down|status|preflight|reset [WITH="monitoring keda"]
+	@python3 -m cluster $(or $(DO),up) $(foreach each,$(WITH),--with=$(each))
 
 .PHONY: down
 down: ## Remove what `make up` made (caches stay; `make clean` removes them too)

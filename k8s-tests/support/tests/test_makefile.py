@@ -45,3 +45,16 @@ def test_every_module_of_the_makefile_is_found_with_all_that_it_imports(paths: s
 def test_the_makefile_starts_modules_in_several_ways() -> None:
     assert {"scaling.show", "faults", "pytest"} <= set().union(*started().values())
     assert len(started()) >= 3
+
+
+def test_no_document_sets_a_python_path() -> None:
+    """A reader runs make targets; only the Makefile knows where the packages lie."""
+    listed = subprocess.run(
+        ["git", "ls-files", "*.md", "*NOTES.txt"],
+        cwd=place.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert len(listed) > 10
+    assert [name for name in listed if "PYTHONPATH" in (place.ROOT / name).read_text()] == []
