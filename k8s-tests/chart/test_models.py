@@ -164,31 +164,6 @@ def test_the_default_model_answers_as_it_does_without_kubernetes() -> None:
     assert model["repository"] == spec.repository
 
 
-def test_a_corporate_network_gets_its_ca_labels_and_place() -> None:
-    sync = {
-        "extraVolumes": [{"name": "ca", "configMap": {"name": "corporate-ca"}}],
-        "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
-        "extraEnv": {"SSL_CERT_FILE": "/etc/ca/ca.pem"},
-        "podLabels": {"team": "ml"},
-        "podAnnotations": {"sidecar.istio.io/inject": "false"},
-        "affinity": {"nodeAffinity": {"x": []}},
-        "priorityClassName": "low",
-    }
-    for wide in (True, False):
-        store = {"modelStore": WIDE} if wide else {}
-        manifest = render({"modelSync": sync, **store})
-        template = manifest.one("Job")["spec"]["template"]
-        (container,) = template["spec"]["containers"]
-        assert sync["extraVolumes"][0] in template["spec"]["volumes"]
-        assert sync["extraVolumeMounts"][0] in container["volumeMounts"]
-        assert template["metadata"]["labels"]["team"] == "ml"
-        assert template["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
-        assert "triton-hf/models" in template["metadata"]["annotations"]
-        assert template["spec"]["priorityClassName"] == "low"
-        assert template["spec"]["affinity"]["nodeAffinity"] == {"x": []}
-        assert ("podAffinity" in template["spec"]["affinity"]) == (not wide)
-
-
 def test_the_hook_can_be_switched_off() -> None:
     manifest = render({"modelSync": {"beforeUpgrade": False}}, upgrade=True)
     assert manifest.one("Job") == render().one("Job")

@@ -183,26 +183,6 @@ def test_a_route_takes_the_coding_off_a_compressed_body() -> None:
     assert "filters" not in plain.text
 
 
-def test_a_load_balancer_takes_its_class_and_the_networks_it_lets_in() -> None:
-    service = {
-        "type": "LoadBalancer",
-        "loadBalancerClass": "internal",
-        "loadBalancerSourceRanges": ["10.0.0.0/8"],
-        "externalTrafficPolicy": "Local",
-        "annotations": {"both": "1"},
-        "grpc": {"annotations": {"backend-protocol": "grpc"}},
-    }
-    manifest = render({"service": service})
-    http, grpc = (manifest.one("Service", name) for name in ("rel-triton", "rel-triton-grpc"))
-    for each in (http, grpc):
-        for key in ("loadBalancerClass", "loadBalancerSourceRanges", "externalTrafficPolicy"):
-            assert each["spec"][key] == service[key]
-    assert http["metadata"]["annotations"] == {"both": "1"}
-    assert grpc["metadata"]["annotations"] == {"both": "1", "backend-protocol": "grpc"}
-    inside = render({"service": service | {"type": "ClusterIP"}}).one("Service", "rel-triton")
-    assert not {"loadBalancerClass", "externalTrafficPolicy"} & set(inside["spec"])
-
-
 def test_no_gateway_cuts_an_answer_that_the_server_still_makes() -> None:
     """Envoy Gateway ends an answer after 15 s unless the route says more."""
     for route in render({"models": MODELS, "httpRoute": GATEWAY}).all("HTTPRoute"):

@@ -23,13 +23,7 @@ template:
   metadata:
     labels:
       {{- include "triton.podLabels" (list . "model-sync") | nindent 6 }}
-      {{- with $sync.podLabels }}
-      {{- toYaml . | nindent 6 }}
-      {{- end }}
     annotations:
-      {{- with $sync.podAnnotations }}
-      {{- toYaml . | nindent 6 }}
-      {{- end }}
       triton-hf/models: {{ include "triton.models.spec" . | quote }}
       triton-hf/attempt: {{ int $sync.attempt | quote }}
   spec:
@@ -39,18 +33,11 @@ template:
     nodeSelector:
       {{- toYaml . | nindent 6 }}
     {{- end }}
-    {{- with $sync.priorityClassName }}
-    priorityClassName: {{ . }}
-    {{- end }}
     {{- $tolerations := $sync.tolerations }}
-    {{- $affinity := $sync.affinity }}
     {{- if $follow }}
     {{- $tolerations = concat $tolerations (include "triton.server.tolerations" . | fromYamlArray) }}
-    {{- $affinity = merge (include "triton.modelSync.affinity" . | fromYaml) $affinity }}
-    {{- end }}
-    {{- with $affinity }}
     affinity:
-      {{- toYaml . | nindent 6 }}
+      {{- include "triton.modelSync.affinity" . | nindent 6 }}
     {{- end }}
     {{- with $tolerations }}
     tolerations:
@@ -84,9 +71,6 @@ template:
             mountPath: /var/run/secrets/huggingface
             readOnly: true
           {{- end }}
-          {{- with $sync.extraVolumeMounts }}
-          {{- toYaml . | nindent 10 }}
-          {{- end }}
     volumes:
       - name: models
         persistentVolumeClaim:
@@ -108,9 +92,6 @@ template:
           items:
             - key: {{ .Values.huggingface.token.key }}
               path: token
-      {{- end }}
-      {{- with $sync.extraVolumes }}
-      {{- toYaml . | nindent 6 }}
       {{- end }}
 {{- end -}}
 

@@ -1,22 +1,3 @@
-{{/* What a Service has for traffic from outside the cluster, as YAML; empty on a ClusterIP. */}}
-{{- define "triton.service.loadBalancer" -}}
-{{- $service := .Values.service -}}
-{{- if eq $service.type "LoadBalancer" }}
-{{- with $service.loadBalancerClass }}
-loadBalancerClass: {{ . }}
-{{- end }}
-{{- with $service.loadBalancerSourceRanges }}
-loadBalancerSourceRanges:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end }}
-{{- if ne $service.type "ClusterIP" }}
-{{- with $service.externalTrafficPolicy }}
-externalTrafficPolicy: {{ . }}
-{{- end }}
-{{- end }}
-{{- end -}}
-
 {{/* Name of the HTTPRoute of one model. Argument: (list $ "model"). */}}
 {{- define "triton.httpRoute.name" -}}
 {{- $full := include "triton.fullname" (index . 0) -}}
