@@ -3,7 +3,7 @@
 A line `## @param PATH [TYPE] TEXT` documents one value; lines that start with `##   ` continue it.
 TYPE is a word of `TYPES`, `enum(a,b)`, `list(T)`, `map(T)`, with `?` behind it when null is allowed
 and limits after it: `[integer min=1]`, `[string? pattern=^[a-z]+$]`. `<name>` in a path stands for
-any key of a map.
+any key of a map. Helm deletes a key that is set to null, so every key without `?` is required.
 
 Usage: python3 k8s-tests/chart/generate.py [--check] [CHART]
 Exit codes: 0 done or up to date, 1 something is out of date (--check), 2 a comment is wrong.
@@ -273,7 +273,7 @@ def type_schema(kind: str) -> Schema:
         CommentError: for a type or limit that is not known.
     """
     word, *limits = kind.split(" ")
-    nullable, word = word.endswith("?"), word.removesuffix("?")
+    nullable, word = is_nullable(kind), word.removesuffix("?")
     schema = dict(_plain(word))
     for limit in limits:
         name, _, text = limit.partition("=")
@@ -287,6 +287,11 @@ def type_schema(kind: str) -> Schema:
     if isinstance(schema.get("type"), str):
         return {**schema, "type": [schema["type"], "null"]}
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def is_nullable(kind: str) -> bool:
+    """Return whether a type as written in a comment allows null."""
+    return kind.split(" ")[0].endswith("?")
 
 
 def _plain(word: str) -> Schema:
@@ -312,6 +317,7 @@ def build_schema(params: list[Param]) -> Schema:
     root = closed({})
     for param in params:
         node = root
+        in_map = False
         for depth, key in enumerate(param.keys):
             last = depth == len(param.keys) - 1
             leaf = {"description": param.text, **type_schema(param.kind)} if last else None
@@ -320,13 +326,20 @@ def build_schema(params: list[Param]) -> Schema:
                 if names := KEYS.get(".".join(param.keys[:depth])):
                     node["propertyNames"] = names
                 node = node["additionalProperties"]
+                in_map = True
             else:
+                if not (in_map or (last and is_nullable(param.kind))):
+                    node["required"] = sorted({*node.get("required", []), key})
                 node = node["properties"].setdefault(key, leaf or closed({}))
     used = json.dumps(root)
     needed = {n for n in DEFINITIONS if f"#/definitions/{n}" in used}
     needed |= {n for n in DEFINITIONS for m in needed if f"/{n}" in json.dumps(DEFINITIONS[m])}
     # Helm hands the values of a parent chart down under this key.
     root["properties"]["global"] = {"type": "object", "description": "Values of a parent chart."}
+    root["properties"]["enabled"] = {
+        "type": "boolean",
+        "description": "For the `condition` of a parent chart; this chart does not read it.",
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         **root,

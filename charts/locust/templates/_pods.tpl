@@ -34,7 +34,9 @@ nodeAffinity:
 {{- define "locust.job" -}}
 backoffLimit: 0
 activeDeadlineSeconds: {{ int .Values.jobs.deadlineSeconds }}
+{{- if not (kindIs "invalid" .Values.jobs.ttlSecondsAfterFinished) }}
 ttlSecondsAfterFinished: {{ int .Values.jobs.ttlSecondsAfterFinished }}
+{{- end }}
 {{- end -}}
 
 {{/* What all pods share: identity, rights, place. */}}

@@ -8,7 +8,9 @@ annotation of its own pod, so that a hook needs no other object that does not ex
 {{- $follow := and (include "triton.modelStore.onOneNode?" .) (gt (include "triton.mostReplicas" . | int) 0) -}}
 backoffLimit: {{ int $sync.backoffLimit }}
 activeDeadlineSeconds: {{ int $sync.timeoutSeconds }}
+{{- if not (kindIs "invalid" $sync.ttlSecondsAfterFinished) }}
 ttlSecondsAfterFinished: {{ int $sync.ttlSecondsAfterFinished }}
+{{- end }}
 {{- /* Wrong specification, no access, no such repository: trying again cannot help. */}}
 podFailurePolicy:
   rules:
