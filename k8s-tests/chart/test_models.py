@@ -135,7 +135,8 @@ def test_each_upgrade_removes_the_job_that_an_earlier_one_left() -> None:
 
 def test_on_one_node_the_hook_follows_servers_and_waits_for_none_that_have_no_node() -> None:
     """A pod that its own affinity selects passes where no other pod matches."""
-    manifest = render({"replicas": 1}, upgrade=True)
+    nodes = {"nodeSelector": {"nvidia.com/gpu.present": "true"}}
+    manifest = render({"replicas": 1, "gpu": nodes}, upgrade=True)
     pod = job_pod(manifest)
     (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     selector = term["labelSelector"]

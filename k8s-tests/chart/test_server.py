@@ -9,6 +9,7 @@ import pytest
 from chart.rendering import CHART, Manifest, Object, render
 
 pytestmark = pytest.mark.chart
+GPU_NODES = {"nvidia.com/gpu.present": "true"}
 ONE_STORE = {"modelStore": {"accessModes": ["ReadWriteMany"]}}
 
 
@@ -23,11 +24,11 @@ def flags(values: dict[str, Any]) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in words[1:])
 
 
-def test_a_server_asks_for_its_gpus_on_gpu_nodes() -> None:
-    manifest = render({"gpu": {"count": 2, "resourceName": "nvidia.com/mig-3g.40gb"}})
+def test_a_server_asks_for_its_gpu_and_no_label_of_one_cloud() -> None:
+    manifest = render({"gpu": {"resourceName": "nvidia.com/mig-3g.40gb"}})
     for part in ("requests", "limits"):
-        assert manifest.server["resources"][part]["nvidia.com/mig-3g.40gb"] == "2"
-    assert pod(manifest)["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+        assert manifest.server["resources"][part]["nvidia.com/mig-3g.40gb"] == "1"
+    assert "nodeSelector" not in pod(manifest)
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod(manifest)[
         "tolerations"
     ]
@@ -35,7 +36,7 @@ def test_a_server_asks_for_its_gpus_on_gpu_nodes() -> None:
 
 
 def test_no_gpu_means_a_cpu_node() -> None:
-    manifest = render({"gpu": {"count": 0}})
+    manifest = render({"gpu": {"count": 0, "nodeSelector": GPU_NODES}})
     assert not any("nvidia" in key for key in manifest.server["resources"]["limits"])
     assert "nodeSelector" not in pod(manifest)
     assert "tolerations" not in pod(manifest)
@@ -52,8 +53,9 @@ def test_only_the_server_container_asks_for_gpus() -> None:
 
 def test_users_selectors_and_tolerations_come_on_top_of_those_of_the_gpu() -> None:
     toleration = {"key": "reserved", "operator": "Exists"}
-    spec = pod(render({"nodeSelector": {"pool": "a"}, "tolerations": [toleration]}))
-    assert spec["nodeSelector"] == {"pool": "a", "nvidia.com/gpu.present": "true"}
+    values = {"nodeSelector": {"pool": "a"}, "tolerations": [toleration]}
+    spec = pod(render({**values, "gpu": {"nodeSelector": GPU_NODES}}))
+    assert spec["nodeSelector"] == {"pool": "a", **GPU_NODES}
     assert len(spec["tolerations"]) == 2
 
 

@@ -63,6 +63,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "grpcMaxConnectionAgeSeconds (14) and the tenth that gRPC adds are not below",
     ),
+    "GPUs that nothing uses": (
+        {"gpu": {"count": 2}},
+        "gpu.count is 2, and the engine uses one GPU of a pod: set gpu.count to 1",
+    ),
     "two tokens": (
         {"huggingface": {"token": {"existingSecret": "a", "value": "b"}}},
         "are both set: keep one",
