@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from chart.rendering import CHART, Manifest, Object, mappings, render
+from chart.rendering import CHART, Manifest, Object, default_values, mappings, render
+from support.place import ROOT
 
 pytestmark = pytest.mark.chart
 SMOL = {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -278,3 +280,14 @@ def test_without_the_job_servers_still_wait_for_their_generation() -> None:
     assert manifest.all("Job") == []
     (waiter,) = manifest.one("Deployment")["spec"]["template"]["spec"]["initContainers"]
     assert waiter["args"][0] == "wait"
+
+
+def test_the_default_model_answers_as_that_of_the_model_repository() -> None:
+    """Docker serves model_repository, Helm the default entry of values.yaml."""
+    text = (ROOT / "model_repository" / "llama3-8b" / "config.pbtxt").read_text()
+    pattern = r'parameters \{\s+key: "(\w+)"\s+value \{\s+string_value: "([^"]*)"'
+    docker = dict(re.findall(pattern, text))
+    entry = spec(render())["models"]["llama3-8b"]
+    helm = {"engine": entry["engine"], "repo_id": entry["repository"], **entry["parameters"]}
+    assert docker.pop("gated") == str(default_values()["models"]["llama3-8b"]["gated"]).lower()
+    assert helm == docker

@@ -154,10 +154,12 @@ def test_routes_let_in_the_same_as_the_ingress() -> None:
     manifest = render(values)
     routed = set()
     for route in manifest.all("HTTPRoute"):
-        (rule,) = route["spec"]["rules"]
-        assert len(rule["matches"]) <= 64
-        assert {match["path"]["type"] for match in rule["matches"]} == {"Exact"}
-        routed |= {match["path"]["value"] for match in rule["matches"]}
+        assert sum(len(rule["matches"]) for rule in route["spec"]["rules"]) <= 128
+        assert len(route["spec"]["rules"]) <= 16
+        for rule in route["spec"]["rules"]:
+            assert len(rule["matches"]) <= 8
+            assert {match["path"]["type"] for match in rule["matches"]} == {"Exact"}
+            routed |= {match["path"]["value"] for match in rule["matches"]}
     assert routed == paths(manifest) - {"/v2/health/ready"}
 
 
@@ -171,11 +173,41 @@ def test_without_infer_no_client_chooses_a_shape() -> None:
 
 def test_a_route_takes_the_coding_off_a_compressed_body() -> None:
     for route in render({"models": MODELS, "httpRoute": GATEWAY}).all("HTTPRoute"):
-        (rule,) = route["spec"]["rules"]
-        (taken,) = rule["filters"]
-        assert taken["requestHeaderModifier"] == {"remove": ["Content-Encoding"]}
+        for rule in route["spec"]["rules"]:
+            (taken,) = rule["filters"]
+            assert taken["requestHeaderModifier"] == {"remove": ["Content-Encoding"]}
     plain = render({"models": MODELS, "httpRoute": GATEWAY | {"filters": []}})
     assert "filters" not in plain.text
+
+
+def timeouts(**values: Any) -> dict[str, set[str]]:
+    """Return the time-outs of each model's route."""
+    route = GATEWAY | values.pop("httpRoute", {})
+    manifest = render({"httpRoute": route, **values})
+    return {
+        item["metadata"]["name"].removeprefix("rel-triton-"): {
+            rule["timeouts"]["request"] for rule in item["spec"]["rules"]
+        }
+        for item in manifest.all("HTTPRoute")
+    }
+
+
+def test_a_gateway_waits_for_queue_and_longest_answer() -> None:
+    simulated = {"engine": "simulated"}
+    models = {
+        "llama3-8b": None,
+        "a": simulated,
+        "b": simulated | {"parameters": {"max_queue_seconds": 20.5}},
+        "c": simulated | {"parameters": {"max_queue_seconds": 0}},
+        "d": simulated | {"parameters": {"max_queue_seconds": "9"}},
+    }
+    times = {"shutdown": {"drainSeconds": 100}}
+    waits = timeouts(models=models, **times)
+    assert waits == {"a": {"150s"}, "b": {"121s"}, "c": {"0s"}, "d": {"109s"}}
+    chosen = timeouts(models=models, httpRoute={"requestTimeoutSeconds": 150}, **times)
+    assert set().union(*chosen.values()) == {"150s"}
+    never = timeouts(models=models, httpRoute={"requestTimeoutSeconds": 0}, **times)
+    assert set().union(*never.values()) == {"0s"}
 
 
 def test_the_ingress_is_of_the_class_and_host_of_the_values() -> None:

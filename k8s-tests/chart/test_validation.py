@@ -72,6 +72,18 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         "are both set: keep one",
     ),
     "no gateway": ({"httpRoute": {"enabled": True}}, "set httpRoute.parentRefs"),
+    "a gateway that cuts answers": (
+        {
+            "httpRoute": {
+                "enabled": True,
+                "parentRefs": [{"name": "gateway"}],
+                "requestTimeoutSeconds": 109,
+            },
+            "shutdown": {"drainSeconds": 60},
+        },
+        "httpRoute.requestTimeoutSeconds (109) cuts answers of models.llama3-8b, which may wait "
+        "50 s (max_queue_seconds) and take 60 s (shutdown.drainSeconds): set it to 110 or more",
+    ),
     "nobody at the door": (
         {"ingress": {"enabled": True}, "networkPolicy": {"gateway": []}},
         "networkPolicy.gateway is empty",

@@ -19,6 +19,28 @@ for gRPC, which makes the age up to a tenth longer.
 {{- end -}}
 {{- end -}}
 
+{{/*
+Longest wait of a request of a model for its slot, in whole seconds: max_queue_seconds, or the default of
+the engine. 0 waits for ever. Argument: the model's entry.
+*/}}
+{{- define "triton.models.maxQueueSeconds" -}}
+{{- $given := get (.parameters | default dict) "max_queue_seconds" -}}
+{{- eq (toString $given) "" | ternary 50.0 (float64 $given) | ceil | int -}}
+{{- end -}}
+
+{{/* Seconds of the gateway for one response: waiting and the longest answer. Argument: (list $ model). */}}
+{{- define "triton.httpRoute.timeoutSeconds" -}}
+{{- $root := index . 0 -}}
+{{- $queue := include "triton.models.maxQueueSeconds" (index . 1) | int -}}
+{{- if not (kindIs "invalid" $root.Values.httpRoute.requestTimeoutSeconds) -}}
+{{- int $root.Values.httpRoute.requestTimeoutSeconds -}}
+{{- else if eq $queue 0 -}}
+0
+{{- else -}}
+{{- add $queue (int $root.Values.shutdown.drainSeconds) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Seconds until a rollout without progress counts as failed: download, load, a minute for the image. */}}
 {{- define "triton.progressDeadlineSeconds" -}}
 {{- $load := int .Values.probes.startup.budgetSeconds -}}

@@ -8,6 +8,18 @@
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- $faults = append $faults "httpRoute.enabled needs a gateway: set httpRoute.parentRefs." -}}
 {{- end -}}
+{{- $limit := .Values.httpRoute.requestTimeoutSeconds | int -}}
+{{- if and .Values.httpRoute.enabled (gt $limit 0) -}}
+{{- $drain := int .Values.shutdown.drainSeconds -}}
+{{- range $name, $model := .Values.models -}}
+{{- $queue := include "triton.models.maxQueueSeconds" $model | int -}}
+{{- if lt $limit (add $queue $drain | int) -}}
+{{- $faults = append $faults (print "httpRoute.requestTimeoutSeconds (" $limit ") cuts answers of models."
+    $name ", which may wait " $queue " s (max_queue_seconds) and take " $drain " s (shutdown.drainSeconds): "
+    "set it to " (add $queue $drain) " or more, or to null.") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $policy := .Values.networkPolicy -}}
 {{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled .Values.httpRoute.enabled) -}}
 {{- $faults = append $faults (print "networkPolicy.gateway is empty, so nothing comes in by Ingress or "
