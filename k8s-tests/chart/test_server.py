@@ -248,3 +248,34 @@ def test_metrics_have_a_service_of_their_own() -> None:
     for service in manifest.all("Service"):
         if service["metadata"]["name"] != "rel-triton-metrics":
             assert "metrics" not in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_each_service_is_exposed_as_the_values_say() -> None:
+    manifest = render(file=CHART / "ci" / "everything-values.yaml")
+    http, grpc = (manifest.one("Service", name) for name in ("everything", "everything-grpc"))
+    assert http["spec"]["type"] == "LoadBalancer"
+    assert http["spec"]["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+    assert http["spec"]["loadBalancerClass"] == "example.com/internal"
+    assert http["spec"]["externalTrafficPolicy"] == "Local"
+    assert http["metadata"]["annotations"] == {
+        "example.com/internal": "true",
+        "example.com/health": "/v2/health/ready",
+    }
+    assert grpc["spec"]["type"] == "ClusterIP"
+    assert not [key for key in grpc["spec"] if key.startswith(("loadBalancer", "external"))]
+    assert grpc["metadata"]["annotations"] == {"example.com/internal": "true"}
+
+
+def test_the_annotations_of_one_service_win() -> None:
+    values = {"annotations": {"a": "both"}, "grpc": {"annotations": {"a": "grpc"}}}
+    manifest = render({"service": values})
+    assert manifest.one("Service", "rel-triton")["metadata"]["annotations"] == {"a": "both"}
+    assert manifest.one("Service", "rel-triton-grpc")["metadata"]["annotations"] == {"a": "grpc"}
+
+
+def test_a_port_need_not_name_its_protocol() -> None:
+    for named in (True, False):
+        manifest = render({"service": {"appProtocol": named}})
+        for name in ("rel-triton", "rel-triton-grpc"):
+            (port,) = manifest.one("Service", name)["spec"]["ports"]
+            assert ("appProtocol" in port) == named
