@@ -55,14 +55,18 @@ def closed(properties: Schema, *required: str) -> Schema:
 
 
 TEXT: Schema = {"type": "string", "minLength": 1}
+# Helm reads numbers as floats, so a larger whole number changes its digits: it must be quoted.
+EXACT = 2**53 - 1
+SCALAR: Schema = {"type": ["string", "number", "boolean"], "minimum": -EXACT, "maximum": EXACT}
 AMOUNTS: Schema = {"type": "object", "additionalProperties": {"$ref": "#/definitions/amount"}}
 TYPES: dict[str, Schema] = {
     "string": TEXT,
+    "text": {"type": "string"},
     "integer": {"type": "integer"},
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
     "any": {},
-    "scalar": {"type": ["string", "number", "boolean"]},
+    "scalar": SCALAR,
     "intOrPercent": {
         "anyOf": [
             {"type": "integer", "minimum": 0},
@@ -84,7 +88,7 @@ DEFINITIONS: dict[str, Schema] = {
     "resources": closed({"requests": AMOUNTS, "limits": AMOUNTS}),
     "env": {
         "anyOf": [
-            {"type": ["string", "number", "boolean"]},
+            SCALAR,
             closed({"valueFrom": {"type": "object"}}, "valueFrom"),
         ]
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,30 @@ def helper(chart: str, name: str) -> str:
     return body.replace(f'"{chart}.', '"')
 
 
-@pytest.mark.parametrize("name", ["fullname", "image", "serviceAccountName", "scalar", "env"])
+@pytest.mark.parametrize(
+    "name", ["fullname", "image", "versionLabel", "serviceAccountName", "scalar", "env"]
+)
 def test_helpers_that_both_charts_need_are_the_same(name: str) -> None:
     assert helper("triton", name) == helper("locust", name)
+
+
+@pytest.mark.parametrize("chart", ["triton", "locust"])
+@pytest.mark.parametrize(
+    ("tag", "label"),
+    [
+        ("0.1.0@sha256:" + "7" * 64, "0.1.0"),
+        ("feature-a-long-branch-name-of-somebody-with-much-to-say-00-9f8-7d6c5b4a", None),
+        ("_x.", "x"),
+    ],
+    ids=["digest", "long", "signs"],
+)
+def test_a_tag_of_any_kind_makes_a_valid_label(chart: str, tag: str, label: str | None) -> None:
+    manifest = render({"image": {"tag": tag}}, chart=ROOT / "charts" / chart)
+    assert f":{tag}" in manifest.text
+    for found in own(manifest):
+        version = found["metadata"]["labels"]["app.kubernetes.io/version"]
+        assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", version)
+        assert version == label or (label is None and tag.startswith(version))
 
 
 @variant

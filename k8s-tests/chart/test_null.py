@@ -99,3 +99,23 @@ def test_values_of_an_older_chart_get_a_sentence_for_each_missing_key(
     assert "nil pointer" not in said
     assert "missing properties 'metrics', 'networkPolicy'" in said
     assert "at '/serviceAccount': missing property 'create'" in said
+
+
+@pytest.mark.parametrize(
+    ("chart", "section"), [(CHART, "modelStore"), (LOCUST, "results")], ids=["triton", "locust"]
+)
+def test_an_empty_storage_class_is_not_the_default_one(chart: Path, section: str) -> None:
+    for given in ("", "-"):
+        manifest = render({section: {"storageClass": given}}, chart=chart)
+        assert manifest.one("PersistentVolumeClaim")["spec"]["storageClassName"] == given
+    spec = render({section: {"storageClass": None}}, chart=chart).one("PersistentVolumeClaim")
+    assert "storageClassName" not in spec["spec"]
+
+
+def test_a_number_that_helm_would_change_must_be_quoted() -> None:
+    for seed in (2**63 - 1, 2**53 + 1, -(2**53) - 1):
+        model = {"engine": "simulated", "parameters": {"seed": seed}}
+        with pytest.raises(RenderError, match="/models/simulated/parameters/seed"):
+            render({"models": {"simulated": model}})
+        model["parameters"] = {"seed": str(seed)}
+        assert str(seed) in render({"models": {"simulated": model}}).text

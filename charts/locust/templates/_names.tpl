@@ -40,7 +40,7 @@ triton-load/run: {{ include "locust.run" $root }}
 {{- $root := index . 0 -}}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "locust.podLabels" . }}
-app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/version: {{ include "locust.versionLabel" $root | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 
@@ -51,6 +51,12 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- with (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Version of the image as a label takes it: without a digest, at most 63 characters, no sign at its ends. */}}
+{{- define "locust.versionLabel" -}}
+{{- $version := .Values.image.tag | default .Chart.AppVersion -}}
+{{- regexReplaceAll "@.*$" $version "" | replace "+" "_" | trunc 63 | trimAll "-_." -}}
 {{- end -}}
 
 {{/* Image reference: a digest wins over the tag. */}}
