@@ -45,6 +45,14 @@ FAMILIES = (
         help="Share of the key and value cache in use, 0 to 1",
     ),
     Family(
+        name="triton_hf_cpu_level",
+        kind="gauge",
+        help="CPU instructions, as the CPU shows and in use: 1 AVX512, 2 VNNI, 3 BF16, 4 AMX",
+        label="of",
+        values=("shown", "used"),
+        late=True,  # only the native kernels have levels
+    ),
+    Family(
         name="triton_hf_engine_start_time_seconds",
         kind="gauge",
         help="Unix time at which the engine was ready",
@@ -136,6 +144,11 @@ class Metrics:
         self._set("triton_hf_slots", slots)
         self._set("triton_hf_engine_start_time_seconds", time.time())
 
+    def cpu_levels(self, *, shown: int, used: int) -> None:
+        """The native kernels compute with this level, and the CPU shows that one."""
+        self._set("triton_hf_cpu_level", shown, "shown")
+        self._set("triton_hf_cpu_level", used, "used")
+
     def queue(self, *, running: int, waiting: int, kv_usage: float) -> None:
         """The queue changed."""
         self._set("triton_hf_requests_running", running)
@@ -196,9 +209,9 @@ class Metrics:
             for key, amount in counts.items():
                 self._counts[key] = self._counts.get(key, 0.0) + amount
 
-    def _set(self, name: str, value: float) -> None:
+    def _set(self, name: str, value: float, label: str | None = None) -> None:
         with self._lock:
-            self._gauges[name, None] = float(value)
+            self._gauges[name, label] = float(value)
 
     def _count(self, name: str, amount: float, label: str | None = None) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,16 +109,34 @@ def best_level(library: ctypes.CDLL) -> int:
     ends the process; so a child process computes with them first.
     """
     level: int = library.native_level()
-    while level > AVX512 and not _works(Path(library._name), level):
+    while level > AVX512 and fault_of(library, level) is not None:
         level -= 1
     return level
 
 
-def _works(path: Path, level: int) -> bool:
+def fallback(library: ctypes.CDLL) -> str | None:
+    """Say why a lower level is used than this CPU shows, as a sentence; None if it is not."""
+    shown, used = library.native_level(), best_level(library)
+    if used == shown:
+        return None
+    return (
+        f"this CPU shows {LEVELS[shown]}, but a check of it {fault_of(library, shown)}; "
+        f"{LEVELS[used]} is used, which is slower"
+    )
+
+
+@functools.cache
+def fault_of(library: ctypes.CDLL, level: int) -> str | None:
+    """Compute with a level in a child process; return how that failed, None if it did not."""
     script = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); library.native_level(); "
     script += "sys.exit(not library.native_check(int(sys.argv[2])))"
-    command = [sys.executable or "python3", "-c", script, str(path), str(level)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    command = [sys.executable or "python3", "-c", script, library._name, str(level)]
+    code = subprocess.run(command, capture_output=True, check=False).returncode
+    if code == 0:
+        return None
+    if code < 0:
+        return f"ended with {signal.Signals(-code).name}"
+    return "gave other results than AVX512"
 
 
 def _cached(cache: Path | None, *, emulated: bool) -> Path:

@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 
 from triton_native.checkpoint import Checkpoint
-from triton_native.library import LEVELS, Segment, UnavailableError, best_level, load_library
+from triton_native.library import (
+    LEVELS,
+    Segment,
+    UnavailableError,
+    best_level,
+    fallback,
+    load_library,
+)
 from triton_native.pages import NativeSequence, PagePool
 from triton_native.weights import Packer, refusal, sizes_of
 
@@ -78,6 +85,16 @@ class NativeRunner:
         self._rows: list[NativeSequence] = []
         self._logits = torch.empty((0, self._vocabulary), dtype=torch.float32)
         self.highest: Sequence[int] = array.array("i")
+
+    @property
+    def cpu_levels(self) -> tuple[int, int]:
+        """The level of instructions that this CPU shows, and the one in use (`LEVELS`)."""
+        return self._library.native_level(), self._level
+
+    @property
+    def fallback(self) -> str | None:
+        """Why a lower level is used than this CPU shows, as a sentence; None if it is not."""
+        return fallback(self._library)
 
     @property
     def mixing(self) -> NativeRunner:

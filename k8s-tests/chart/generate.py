@@ -321,19 +321,18 @@ def build_schema(params: list[Param]) -> Schema:
     root = closed({})
     for param in params:
         node = root
-        in_map = False
         for depth, key in enumerate(param.keys):
             last = depth == len(param.keys) - 1
             leaf = {"description": param.text, **type_schema(param.kind)} if last else None
+            # Helm deletes a key that is set to null, and a template would then read 0 or "".
+            if "<name>" not in param.keys and not (last and is_nullable(param.kind)):
+                node["required"] = sorted({*node.get("required", ()), key})
             if key == "<name>":
                 node["additionalProperties"] = node["additionalProperties"] or closed({})
                 if names := KEYS.get(".".join(param.keys[:depth])):
                     node["propertyNames"] = names
                 node = node["additionalProperties"]
-                in_map = True
             else:
-                if not (in_map or (last and is_nullable(param.kind))):
-                    node["required"] = sorted({*node.get("required", []), key})
                 node = node["properties"].setdefault(key, leaf or closed({}))
     used = json.dumps(root)
     needed = {n for n in DEFINITIONS if f"#/definitions/{n}" in used}

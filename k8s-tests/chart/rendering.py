@@ -60,8 +60,8 @@ class Manifest:
     def server(self) -> Object:
         """Return the container that runs tritonserver."""
         found = self.one("Deployment")["spec"]["template"]["spec"]["containers"]
-        assert [container["name"] for container in found] == ["triton"]
-        return dict(found[0])
+        (server,) = [container for container in found if container["name"] == "triton"]
+        return dict(server)
 
 
 @functools.cache

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
+import yaml
 
-from chart.rendering import CHART, Manifest, Object, default_values, mappings, render
-from support.place import ROOT
+from chart.rendering import CHART, Manifest, Object, mappings, render
+from triton_hf.models.repository import read_model
 
 pytestmark = pytest.mark.chart
 SMOL = {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -137,8 +137,7 @@ def test_each_upgrade_removes_the_job_that_an_earlier_one_left() -> None:
 
 def test_on_one_node_the_hook_follows_servers_and_waits_for_none_that_have_no_node() -> None:
     """A pod that its own affinity selects passes where no other pod matches."""
-    nodes = {"nodeSelector": {"nvidia.com/gpu.present": "true"}}
-    manifest = render({"replicas": 1, "gpu": nodes}, upgrade=True)
+    manifest = render({"replicas": 1, "nodeSelector": {"pool": "gpu"}}, upgrade=True)
     pod = job_pod(manifest)
     (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     selector = term["labelSelector"]
@@ -154,6 +153,15 @@ def test_on_one_node_the_hook_follows_servers_and_waits_for_none_that_have_no_no
     (wish,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     wanted = {each["key"]: each["values"] for each in wish["preference"]["matchExpressions"]}
     assert wanted == {key: [value] for key, value in server["spec"]["nodeSelector"].items()}
+
+
+def test_the_default_model_answers_as_it_does_without_kubernetes() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["models"]
+    ((name, model),) = values.items()
+    spec = read_model(CHART.parents[1] / "model_repository" / name)
+    parameters = {key: str(value) for key, value in model["parameters"].items()}
+    assert {**parameters, "gated": str(model["gated"]).lower()} == spec.parameters
+    assert model["repository"] == spec.repository
 
 
 def test_the_hook_can_be_switched_off() -> None:
@@ -280,17 +288,6 @@ def test_without_the_job_servers_still_wait_for_their_generation() -> None:
     assert manifest.all("Job") == []
     (waiter,) = manifest.one("Deployment")["spec"]["template"]["spec"]["initContainers"]
     assert waiter["args"][0] == "wait"
-
-
-def test_the_default_model_answers_as_that_of_the_model_repository() -> None:
-    """Docker serves model_repository, Helm the default entry of values.yaml."""
-    text = (ROOT / "model_repository" / "llama3-8b" / "config.pbtxt").read_text()
-    pattern = r'parameters \{\s+key: "(\w+)"\s+value \{\s+string_value: "([^"]*)"'
-    docker = dict(re.findall(pattern, text))
-    entry = spec(render())["models"]["llama3-8b"]
-    helm = {"engine": entry["engine"], "repo_id": entry["repository"], **entry["parameters"]}
-    assert docker.pop("gated") == str(default_values()["models"]["llama3-8b"]["gated"]).lower()
-    assert helm == docker
 
 
 def test_model_sync_can_trust_a_ca_and_stay_out_of_a_mesh() -> None:

@@ -99,6 +99,12 @@ def test_two_releases_share_no_object_and_no_pod(one: str, two: str) -> None:
         assert not any(selector.items() <= found.items() for found in labels), selector
 
 
+def test_long_release_names_never_become_one() -> None:
+    names = {render(release="r" * 50 + end).one("Deployment")["metadata"]["name"] for end in "abc"}
+    assert len(names) == 3
+    assert max(map(len, names)) <= 45
+
+
 def test_the_release_name_is_not_repeated_in_names() -> None:
     assert render(release="triton").one("Deployment")["metadata"]["name"] == "triton"
     assert render(release="rel").one("Deployment")["metadata"]["name"] == "rel-triton"

@@ -24,15 +24,20 @@ def flags(values: dict[str, Any]) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in words[1:])
 
 
-def test_a_server_asks_for_its_gpu_and_no_label_of_one_cloud() -> None:
-    manifest = render({"gpu": {"resourceName": "nvidia.com/mig-3g.40gb"}})
+def test_a_server_asks_for_its_gpus_on_gpu_nodes() -> None:
+    chosen = {"resourceName": "nvidia.com/mig-3g.40gb", "nodeSelector": {"pool": "gpu"}}
+    manifest = render({"gpu": chosen})
     for part in ("requests", "limits"):
         assert manifest.server["resources"][part]["nvidia.com/mig-3g.40gb"] == "1"
-    assert "nodeSelector" not in pod(manifest)
+    assert pod(manifest)["nodeSelector"] == {"pool": "gpu"}
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod(manifest)[
         "tolerations"
     ]
     assert "--allow-gpu-metrics=true" in manifest.server["args"]
+
+
+def test_the_requested_gpu_alone_binds_a_pod_because_clouds_label_nodes_differently() -> None:
+    assert "nodeSelector" not in pod(render())
 
 
 def test_no_gpu_means_a_cpu_node() -> None:
@@ -53,9 +58,9 @@ def test_only_the_server_container_asks_for_gpus() -> None:
 
 def test_users_selectors_and_tolerations_come_on_top_of_those_of_the_gpu() -> None:
     toleration = {"key": "reserved", "operator": "Exists"}
-    values = {"nodeSelector": {"pool": "a"}, "tolerations": [toleration]}
-    spec = pod(render({**values, "gpu": {"nodeSelector": GPU_NODES}}))
-    assert spec["nodeSelector"] == {"pool": "a", **GPU_NODES}
+    values = {"nodeSelector": {"pool": "a"}, "gpu": {"nodeSelector": {"gpu": "l4"}}}
+    spec = pod(render({**values, "tolerations": [toleration]}))
+    assert spec["nodeSelector"] == {"pool": "a", "gpu": "l4"}
     assert len(spec["tolerations"]) == 2
 
 
@@ -205,7 +210,7 @@ def test_what_must_stay_off_is_off() -> None:
 
 
 def test_without_grpc_no_port_flag_or_service_speaks_it() -> None:
-    manifest = render({"grpc": {"enabled": False}})
+    manifest = render({"grpc": {"enabled": False}, "openai": {"enabled": False}})
     assert [s["metadata"]["name"] for s in manifest.all("Service")] == [
         "rel-triton-metrics",
         "rel-triton",
@@ -277,5 +282,5 @@ def test_a_port_need_not_name_its_protocol() -> None:
     for named in (True, False):
         manifest = render({"service": {"appProtocol": named}})
         for name in ("rel-triton", "rel-triton-grpc"):
-            (port,) = manifest.one("Service", name)["spec"]["ports"]
-            assert ("appProtocol" in port) == named
+            for port in manifest.one("Service", name)["spec"]["ports"]:
+                assert ("appProtocol" in port) == named

@@ -63,27 +63,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "grpcMaxConnectionAgeSeconds (14) and the tenth that gRPC adds are not below",
     ),
-    "GPUs that nothing uses": (
-        {"gpu": {"count": 2}},
-        "gpu.count is 2, and the engine uses one GPU of a pod: set gpu.count to 1",
-    ),
     "two tokens": (
         {"huggingface": {"token": {"existingSecret": "a", "value": "b"}}},
         "are both set: keep one",
     ),
     "no gateway": ({"httpRoute": {"enabled": True}}, "set httpRoute.parentRefs"),
-    "a gateway that cuts answers": (
-        {
-            "httpRoute": {
-                "enabled": True,
-                "parentRefs": [{"name": "gateway"}],
-                "requestTimeoutSeconds": 109,
-            },
-            "shutdown": {"drainSeconds": 60},
-        },
-        "httpRoute.requestTimeoutSeconds (109) cuts answers of models.llama3-8b, which may wait "
-        "50 s (max_queue_seconds) and take 60 s (shutdown.drainSeconds): set it to 110 or more",
-    ),
     "ranges without a load balancer": (
         {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}},
         "service.loadBalancerSourceRanges is set and no Service is a LoadBalancer",

@@ -7,6 +7,7 @@ import json
 import subprocess
 from typing import Any
 
+import openai
 import pytest
 
 from support import helm
@@ -38,6 +39,40 @@ def test_a_model_answers_through_the_http_route(served: Release, entrance: Door)
     # As for the Ingress: its controller needs a moment to see a new route and its servers.
     outputs = until(lambda: route.infer("simulated", "one two", max_tokens=2), seconds=60)
     assert outputs["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("way", ["ingress", "route"])
+def test_openais_client_is_answered_whole_and_streamed(
+    served: Release, entrance: Door, way: str
+) -> None:
+    if way == "route" and not served.place.embedded:
+        pytest.skip("needs a Gateway; the embedded cluster has one")
+    host = entrance.host if way == "ingress" else f"route-{served.namespace}.test"
+    client = openai.OpenAI(
+        base_url=f"http://{entrance.address}:{entrance.port}/v1",
+        api_key="none",
+        default_headers={"Host": host},
+        max_retries=0,
+    )
+    # Its controller needs a moment to see a new route and its servers.
+    until(lambda: [model.id for model in client.models.list()] == ["simulated"], seconds=60)
+    asked: Any = {
+        "model": "simulated",
+        "messages": [{"role": "user", "content": "one two three"}],
+        "max_tokens": 4,
+    }
+    whole = client.chat.completions.create(**asked)
+    assert whole.choices[0].message.content == "one two three one"
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 4
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.chat.completions.create(**asked, temperature=9.0)
+    with pytest.raises(openai.NotFoundError, match="none"):
+        client.chat.completions.create(**asked | {"model": "none"})
 
 
 def test_tokens_stream_through_the_ingress(entrance: Door) -> None:

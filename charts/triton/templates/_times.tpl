@@ -19,26 +19,10 @@ for gRPC, which makes the age up to a tenth longer.
 {{- end -}}
 {{- end -}}
 
-{{/*
-Longest wait of a request of a model for its slot, in whole seconds: max_queue_seconds, or the default of
-the engine. 0 waits for ever. Argument: the model's entry.
-*/}}
-{{- define "triton.models.maxQueueSeconds" -}}
-{{- $given := get (.parameters | default dict) "max_queue_seconds" -}}
-{{- eq (toString $given) "" | ternary 50.0 (float64 $given) | ceil | int -}}
-{{- end -}}
-
-{{/* Seconds of the gateway for one response: waiting and the longest answer. Argument: (list $ model). */}}
-{{- define "triton.httpRoute.timeoutSeconds" -}}
-{{- $root := index . 0 -}}
-{{- $queue := include "triton.models.maxQueueSeconds" (index . 1) | int -}}
-{{- if not (kindIs "invalid" $root.Values.httpRoute.requestTimeoutSeconds) -}}
-{{- int $root.Values.httpRoute.requestTimeoutSeconds -}}
-{{- else if eq $queue 0 -}}
-0
-{{- else -}}
-{{- add $queue (int $root.Values.shutdown.drainSeconds) -}}
-{{- end -}}
+{{/* Milliseconds of a duration of the Gateway API, such as 500ms, 15s, 1m, 1h. Argument: the text. */}}
+{{- define "triton.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (trimSuffix $unit . | int64) (index (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
 {{- end -}}
 
 {{/* Seconds until a rollout without progress counts as failed: download, load, a minute for the image. */}}

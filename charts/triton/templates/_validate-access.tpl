@@ -8,17 +8,24 @@
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- $faults = append $faults "httpRoute.enabled needs a gateway: set httpRoute.parentRefs." -}}
 {{- end -}}
-{{- $limit := .Values.httpRoute.requestTimeoutSeconds | int -}}
-{{- if and .Values.httpRoute.enabled (gt $limit 0) -}}
-{{- $drain := int .Values.shutdown.drainSeconds -}}
+{{- if and .Values.openai.enabled (not .Values.grpc.enabled) -}}
+{{- $faults = append $faults (print "openai.enabled needs grpc.enabled, because OpenAI's API asks Triton "
+    "over gRPC: set both to true, or openai.enabled to false.") -}}
+{{- end -}}
+{{- $timeout := .Values.httpRoute.timeouts.request -}}
+{{- if and .Values.httpRoute.enabled $timeout (ne $timeout "0s") -}}
 {{- range $name, $model := .Values.models -}}
-{{- $queue := include "triton.models.maxQueueSeconds" $model | int -}}
-{{- if lt $limit (add $queue $drain | int) -}}
-{{- $faults = append $faults (print "httpRoute.requestTimeoutSeconds (" $limit ") cuts answers of models."
-    $name ", which may wait " $queue " s (max_queue_seconds) and take " $drain " s (shutdown.drainSeconds): "
-    "set it to " (add $queue $drain) " or more, or to null.") -}}
+{{- $parameters := $model.parameters | default dict -}}
+{{- $wait := hasKey $parameters "max_queue_seconds" | ternary (get $parameters "max_queue_seconds") 50 | float64 -}}
+{{- if or (le $wait 0.0) (le (include "triton.milliseconds" $timeout | float64) (mulf $wait 1000)) -}}
+{{- $faults = append $faults (print "httpRoute.timeouts.request (" $timeout ") is not longer than the "
+    "max_queue_seconds of models." $name " (" (le $wait 0.0 | ternary "0, which waits for ever" (print $wait))
+    "), so the gateway would give up before the server answers: make it longer, or 0s for no limit.") -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if eq (int .Values.openai.port) (int .Values.http.port) -}}
+{{- $faults = append $faults "openai.port and http.port are equal: one Service needs two ports." -}}
 {{- end -}}
 {{- $service := .Values.service -}}
 {{- $types := list ($service.http.type | default $service.type) -}}

@@ -64,10 +64,6 @@ at once. Fails the render, or gives nothing.
 {{/* Faults in scaling and rollout, as a JSON list. */}}
 {{- define "triton.validate.scaling" -}}
 {{- $faults := list -}}
-{{- if gt (int .Values.gpu.count) 1 -}}
-{{- $faults = append $faults (print "gpu.count is " (int .Values.gpu.count) ", and the engine uses one "
-    "GPU of a pod: set gpu.count to 1, and replicas to the number of GPUs.") -}}
-{{- end -}}
 {{- $strategy := .Values.strategy -}}
 {{- $noneDown := has (toString $strategy.maxUnavailable) (list "0" "0%") -}}
 {{- if and (eq $strategy.type "RollingUpdate") (not (include "triton.hasSurge?" .)) $noneDown -}}

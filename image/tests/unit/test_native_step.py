@@ -22,6 +22,7 @@ from triton_native.library import (
     LEVELS,
     UnavailableError,
     best_level,
+    fallback,
     load_library,
     source_key,
 )
@@ -489,7 +490,13 @@ def test_instructions_that_the_flags_promise_and_the_cpu_does_not_have_are_left_
         def native_level() -> int:
             return AMX
 
-    assert best_level(Boasting()) == best_level(real)
+    boasting = Boasting()
+    assert best_level(boasting) == best_level(real)
+    if best_level(real) < AMX:
+        said = fallback(boasting)
+        assert said is not None
+        assert said.startswith("this CPU shows AMX, but a check of it ended with SIGILL; ")
+        assert f"{LEVELS[best_level(real)]} is used, which is slower" in said
 
 
 ROTATIONS: dict[str, dict[str, Any]] = {

@@ -142,6 +142,8 @@ def _make_native(checkpoint: Checkpoint, settings: ModelSettings) -> MixingRunne
         int8=settings.weights == "int8",
     )
     _say(settings, f"the native step computes, {runner.instructions}, {threads} threads")
+    if runner.fallback is not None:
+        _say(settings, f"WARNING: {runner.fallback}")
     # Only sampling is left for torch; its threads would get in the way of the kernels.
     torch.set_num_threads(1)
     return runner

@@ -23,6 +23,13 @@ class Runner(Protocol):
     device: torch.device
 
     @property
+    def cpu_levels(self) -> tuple[int, int] | None:
+        """Levels of CPU instructions, shown and used: 1 AVX512, 2 VNNI, 3 BF16, 4 AMX.
+
+        None if the runner has no kernels for them.
+        """
+
+    @property
     def mixing(self) -> MixingRunner | None:
         """The same runner if one forward pass can prefill and decode together, else None."""
 

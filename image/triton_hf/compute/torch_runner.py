@@ -45,6 +45,7 @@ class TorchRunner:
     It has no plan for a GPU's memory, so production on GPUs belongs to another engine.
     """
 
+    cpu_levels = None
     mixing = None
     highest = None
 

@@ -92,6 +92,9 @@ class TransformersEngine(TextEngine):
                 self._runner.check()
         except ArithmeticError as error:
             raise SettingsError(f"{self.settings.repo_id} cannot be served: {error}") from None
+        if runner.cpu_levels is not None:
+            shown, used = runner.cpu_levels
+            self._metrics.cpu_levels(shown=shown, used=used)
         self._choose = sampler.choose
         self._reading: list[_Row] = []  # prompts in prefill
         self._rows: list[_Row] = []  # in the order of the runner's rows

@@ -1,6 +1,6 @@
 // AMX's tiles in plain C++, so that the tests of that level run on CPUs without it.
 //
-// After Intel's description of the instructions: what the layout does not hold is not loaded, and
+// After Intel's description of the instructions: what the configuration leaves out is not loaded, and
 // a product adds up even and odd inputs apart before it adds them to the sums.
 #pragma once
 
@@ -20,8 +20,8 @@ inline Tile* tiles() {
   return all;
 }
 
-inline void configure(const void* layout) {
-  const auto* bytes = static_cast<const uint8_t*>(layout);
+inline void configure(const void* config) {
+  const auto* bytes = static_cast<const uint8_t*>(config);
   for (int t = 0; t < 8; ++t) {
     uint16_t width;
     std::memcpy(&width, bytes + 16 + 2 * t, 2);
@@ -69,13 +69,11 @@ inline void multiply(int c, int a, int b) {
 }  // namespace emulated
 }  // namespace native
 
-#undef _tile_loadconfig
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
-#define _tile_loadconfig(layout) native::emulated::configure(layout)
 #define _tile_release() static_cast<void>(0)
 #define _tile_zero(t) std::memset(native::emulated::tiles()[t].data, 0, 1024)
 #define _tile_loadd(t, from, stride) native::emulated::load(t, from, stride)

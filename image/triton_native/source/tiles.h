@@ -12,6 +12,14 @@
 namespace native {
 namespace NATIVE_LEVEL {
 
+// What LDTILECFG reads.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start = 0, unused[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
+
 #pragma GCC push_options
 #ifndef NATIVE_EMULATE
 #pragma GCC target("amx-tile,amx-bf16")
@@ -31,18 +39,14 @@ struct Tiles {
 
   // Registers: sums 0-3, rows 4 and 5, weights 6 and 7.
   static void prepare(int rows) {
-    struct alignas(64) Layout {
-      uint8_t palette = 1, start = 0, unused[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } layout;
+    TileConfig config;
     const int first = rows <= 16 ? rows : (rows + 1) / 2;
     const int second = rows <= 16 ? rows : rows / 2;
-    for (int t = 0; t < 8; ++t) layout.bytes[t] = 64;
-    layout.rows[0] = layout.rows[1] = layout.rows[4] = static_cast<uint8_t>(first);
-    layout.rows[2] = layout.rows[3] = layout.rows[5] = static_cast<uint8_t>(second);
-    layout.rows[6] = layout.rows[7] = 16;
-    _tile_loadconfig(&layout);
+    for (int t = 0; t < 8; ++t) config.bytes[t] = 64;
+    config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(first);
+    config.rows[2] = config.rows[3] = config.rows[5] = static_cast<uint8_t>(second);
+    config.rows[6] = config.rows[7] = 16;
+    load(config);
   }
 
   static void finish() { _tile_release(); }
@@ -75,6 +79,16 @@ struct Tiles {
   }
 
  private:
+  // Not _tile_loadconfig: GCC 12 declares that it reads 8 bytes only, and removes the stores of the
+  // other 56 as dead. The tiles then have no size, and the next instruction ends with SIGILL.
+  static void load(const TileConfig& config) {
+#ifdef NATIVE_EMULATE
+    emulated::configure(&config);
+#else
+    asm volatile("ldtilecfg %0" : : "m"(config));
+#endif
+  }
+
   static constexpr size_t kTile = 1024;  // bytes of weights that a tile holds
 
   static void fetch(const char* next, int step) {
