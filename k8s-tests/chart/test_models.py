@@ -314,7 +314,9 @@ def test_another_image_of_model_sync_writes_another_generation() -> None:
 
 
 def test_the_affinity_of_model_sync_stands_alone_on_a_shared_store() -> None:
-    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    affinity: dict[str, Any] = {
+        "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}
+    }
     pod = job_pod(render({"modelStore": WIDE, "modelSync": {"affinity": affinity}}))
     assert pod["affinity"] == affinity
     assert "affinity" not in job_pod(render({"modelStore": WIDE}))
