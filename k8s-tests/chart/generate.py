@@ -3,7 +3,7 @@
 A line `## @param PATH [TYPE] TEXT` documents one value; lines that start with `##   ` continue it.
 TYPE is a word of `TYPES`, `enum(a,b)`, `list(T)`, `map(T)`, with `?` behind it when null is allowed
 and limits after it: `[integer min=1]`, `[string? pattern=^[a-z]+$]`. `<name>` in a path stands for
-any key of a map.
+any key of a map. Helm deletes a key that is set to null, so every key without `?` is required.
 
 Usage: python3 k8s-tests/chart/generate.py [--check] [CHART]
 Exit codes: 0 done or up to date, 1 something is out of date (--check), 2 a comment is wrong.
@@ -55,14 +55,18 @@ def closed(properties: Schema, *required: str) -> Schema:
 
 
 TEXT: Schema = {"type": "string", "minLength": 1}
+# Helm reads numbers as floats, so a larger whole number changes its digits: it must be quoted.
+EXACT = 2**53 - 1
+SCALAR: Schema = {"type": ["string", "number", "boolean"], "minimum": -EXACT, "maximum": EXACT}
 AMOUNTS: Schema = {"type": "object", "additionalProperties": {"$ref": "#/definitions/amount"}}
 TYPES: dict[str, Schema] = {
     "string": TEXT,
+    "text": {"type": "string"},
     "integer": {"type": "integer"},
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
     "any": {},
-    "scalar": {"type": ["string", "number", "boolean"]},
+    "scalar": SCALAR,
     "intOrPercent": {
         "anyOf": [
             {"type": "integer", "minimum": 0},
@@ -84,7 +88,7 @@ DEFINITIONS: dict[str, Schema] = {
     "resources": closed({"requests": AMOUNTS, "limits": AMOUNTS}),
     "env": {
         "anyOf": [
-            {"type": ["string", "number", "boolean"]},
+            SCALAR,
             closed({"valueFrom": {"type": "object"}}, "valueFrom"),
         ]
     },
@@ -273,7 +277,7 @@ def type_schema(kind: str) -> Schema:
         CommentError: for a type or limit that is not known.
     """
     word, *limits = kind.split(" ")
-    nullable, word = word.endswith("?"), word.removesuffix("?")
+    nullable, word = is_nullable(kind), word.removesuffix("?")
     schema = dict(_plain(word))
     for limit in limits:
         name, _, text = limit.partition("=")
@@ -287,6 +291,11 @@ def type_schema(kind: str) -> Schema:
     if isinstance(schema.get("type"), str):
         return {**schema, "type": [schema["type"], "null"]}
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def is_nullable(kind: str) -> bool:
+    """Return whether a type as written in a comment allows null."""
+    return kind.split(" ")[0].endswith("?")
 
 
 def _plain(word: str) -> Schema:
@@ -316,7 +325,7 @@ def build_schema(params: list[Param]) -> Schema:
             last = depth == len(param.keys) - 1
             leaf = {"description": param.text, **type_schema(param.kind)} if last else None
             # Helm deletes a key that is set to null, and a template would then read 0 or "".
-            if "<name>" not in param.keys and not (last and param.kind.split(" ")[0].endswith("?")):
+            if "<name>" not in param.keys and not (last and is_nullable(param.kind)):
                 node["required"] = sorted({*node.get("required", ()), key})
             if key == "<name>":
                 node["additionalProperties"] = node["additionalProperties"] or closed({})
@@ -330,6 +339,10 @@ def build_schema(params: list[Param]) -> Schema:
     needed |= {n for n in DEFINITIONS for m in needed if f"/{n}" in json.dumps(DEFINITIONS[m])}
     # Helm hands the values of a parent chart down under this key.
     root["properties"]["global"] = {"type": "object", "description": "Values of a parent chart."}
+    root["properties"]["enabled"] = {
+        "type": "boolean",
+        "description": "For the `condition` of a parent chart; this chart does not read it.",
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         **root,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -445,3 +446,17 @@ def test_the_image_is_pinned() -> None:
     assert container(locust(file=EVERYTHING), "worker")["image"].startswith(
         "registry.example.com/ml/triton-load@sha256:"
     )
+
+
+def test_the_notes_need_no_checkout_and_their_pod_reads_the_reports() -> None:
+    words = ("install", "load", str(CHART), "--dry-run=client", "--namespace", "models")
+    notes = helm(*words).partition("NOTES:")[2]
+    assert notes
+    assert "charts/locust" not in notes
+    assert "PYTHONPATH" not in notes
+    (text,) = re.findall(r"^  echo '(.+)' \| kubectl apply -f -$", notes, re.MULTILINE)
+    pod = json.loads(text)
+    claim = locust(release="load").one("PersistentVolumeClaim")["metadata"]["name"]
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert notes.count(f"-n models exec {pod['metadata']['name']} ") == 1

@@ -288,3 +288,35 @@ def test_without_the_job_servers_still_wait_for_their_generation() -> None:
     assert manifest.all("Job") == []
     (waiter,) = manifest.one("Deployment")["spec"]["template"]["spec"]["initContainers"]
     assert waiter["args"][0] == "wait"
+
+
+def test_model_sync_can_trust_a_ca_and_stay_out_of_a_mesh() -> None:
+    manifest = render(file=CHART / "ci" / "everything-values.yaml")
+    template = manifest.one("Job")["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert {"name": "ca", "mountPath": "/etc/ca", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "ca", "configMap": {"name": "corporate-ca"}} in template["spec"]["volumes"]
+    assert container["image"] == "registry.example.com/ml/triton-hf-light:0.1.0"
+    assert container["image"] != manifest.server["image"]
+    assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+    assert template["metadata"]["annotations"]["example.com/note"] == "sync"
+    assert "triton-hf/models" in template["metadata"]["annotations"]
+    assert template["spec"]["priorityClassName"] == "low"
+    # The store is for one node, so the Job still follows the servers.
+    assert set(template["spec"]["affinity"]) == {"podAffinity", "podAntiAffinity"}
+
+
+def test_another_image_of_model_sync_writes_another_generation() -> None:
+    """The image writes model.py and config.pbtxt, so servers wait for what this one writes."""
+    other = render({"modelSync": {"image": "triton-hf-light:0.1.0"}})
+    assert len(generations(other)) == 1
+    assert generations(other) != generations(render())
+
+
+def test_the_affinity_of_model_sync_stands_alone_on_a_shared_store() -> None:
+    affinity: dict[str, Any] = {
+        "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}
+    }
+    pod = job_pod(render({"modelStore": WIDE, "modelSync": {"affinity": affinity}}))
+    assert pod["affinity"] == affinity
+    assert "affinity" not in job_pod(render({"modelStore": WIDE}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chart.rendering import CASE_IDS, CASES, Manifest, Object, mappings, render
+from support.place import ROOT
 
 pytestmark = pytest.mark.chart
 variant = pytest.mark.parametrize("file", CASES, ids=CASE_IDS)
@@ -81,9 +83,12 @@ def test_every_selector_finds_a_pod_of_the_release(file: Path | None) -> None:
         assert any(selector.items() <= labels.items() for labels in pods), selector
 
 
-def test_two_releases_share_no_object_and_no_pod() -> None:
+@pytest.mark.parametrize(
+    ("one", "two"), [("one", "two"), ("r" * 50 + "a", "r" * 50 + "b")], ids=["short", "long"]
+)
+def test_two_releases_share_no_object_and_no_pod(one: str, two: str) -> None:
     values = {"ingress": {"enabled": True}, "models": {"llama3-8b": {"revision": "main"}}}
-    first, second = render(values, release="one"), render(values, release="two")
+    first, second = render(values, release=one), render(values, release=two)
     names = [
         {(o["kind"], o["metadata"]["name"]) for o in manifest.objects}
         for manifest in (first, second)
@@ -116,6 +121,45 @@ def test_no_name_is_longer_than_kubernetes_takes(values: dict[str, Any]) -> None
     }
     for found in render(long, release="r" * 53).objects:
         assert len(found["metadata"]["name"]) <= 63, found["metadata"]["name"]
+
+
+def helper(chart: str, name: str) -> str:
+    """Return the text of a helper without the chart's name and its lengths of names."""
+    files = (ROOT / "charts" / chart / "templates").glob("_*.tpl")
+    text = "\n".join(file.read_text() for file in files)
+    begin = f'{{{{- define "{chart}.{name}" -}}}}\n'
+    body = text.partition(begin)[2].partition("\n{{- end -}}\n\n")[0]
+    assert body, f"{chart} has no helper {name}"
+    lengths = {"triton": (45, 36), "locust": (30, 21)}[chart]
+    for number, found in enumerate((f"$full) {lengths[0]}", f"trunc {lengths[1]}")):
+        body = body.replace(found, f"length {number}")
+    return body.replace(f'"{chart}.', '"')
+
+
+@pytest.mark.parametrize(
+    "name", ["fullname", "image", "versionLabel", "serviceAccountName", "scalar", "env"]
+)
+def test_helpers_that_both_charts_need_are_the_same(name: str) -> None:
+    assert helper("triton", name) == helper("locust", name)
+
+
+@pytest.mark.parametrize("chart", ["triton", "locust"])
+@pytest.mark.parametrize(
+    ("tag", "label"),
+    [
+        ("0.1.0@sha256:" + "7" * 64, "0.1.0"),
+        ("feature-a-long-branch-name-of-somebody-with-much-to-say-00-9f8-7d6c5b4a", None),
+        ("_x.", "x"),
+    ],
+    ids=["digest", "long", "signs"],
+)
+def test_a_tag_of_any_kind_makes_a_valid_label(chart: str, tag: str, label: str | None) -> None:
+    manifest = render({"image": {"tag": tag}}, chart=ROOT / "charts" / chart)
+    assert f":{tag}" in manifest.text
+    for found in own(manifest):
+        version = found["metadata"]["labels"]["app.kubernetes.io/version"]
+        assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", version)
+        assert version == label or (label is None and tag.startswith(version))
 
 
 @variant

@@ -62,3 +62,28 @@ def test_values_of_an_older_chart_get_plain_sentences_and_no_nil_pointer() -> No
     assert "missing property 'publicCalls'" in said
     assert "at '/server': missing property 'apiKey'" in said
     assert "at '/httpRoute': missing property 'filters'" in said
+
+
+@pytest.mark.parametrize("chart", [CHART, LOCUST], ids=["triton", "locust"])
+def test_a_parent_chart_can_switch_the_chart_on_by_a_condition(chart: Path) -> None:
+    assert render({"enabled": True}, chart=chart).objects
+
+
+@pytest.mark.parametrize(
+    ("chart", "section"), [(CHART, "modelStore"), (LOCUST, "results")], ids=["triton", "locust"]
+)
+def test_an_empty_storage_class_is_not_the_default_one(chart: Path, section: str) -> None:
+    for given in ("", "-"):
+        manifest = render({section: {"storageClass": given}}, chart=chart)
+        assert manifest.one("PersistentVolumeClaim")["spec"]["storageClassName"] == given
+    spec = render({section: {"storageClass": None}}, chart=chart).one("PersistentVolumeClaim")
+    assert "storageClassName" not in spec["spec"]
+
+
+def test_a_number_that_helm_would_change_must_be_quoted() -> None:
+    for seed in (2**63 - 1, 2**53 + 1, -(2**53) - 1):
+        model = {"engine": "simulated", "parameters": {"seed": seed}}
+        with pytest.raises(RenderError, match="/models/simulated/parameters/seed"):
+            render({"models": {"simulated": model}})
+        model["parameters"] = {"seed": str(seed)}
+        assert str(seed) in render({"models": {"simulated": model}}).text

@@ -16,6 +16,19 @@ pytestmark = pytest.mark.chart
 READMES = [ROOT / "README.md", ROOT / "charts" / "triton" / "README.md"]
 
 
+def test_no_document_recommends_reuse_values() -> None:
+    """It keeps the defaults of the old chart, so values of the new one are missing."""
+    files = [*ROOT.glob("*.md"), *ROOT.glob("charts/**/*.md"), *ROOT.glob("charts/**/NOTES.txt")]
+    assert len(files) >= 6
+    commands_ = [
+        f"{file.relative_to(ROOT)}: {line}"
+        for file in files
+        for line in file.read_text().splitlines()
+        if "helm upgrade" in line and " --reuse-values" in line
+    ]
+    assert commands_ == []
+
+
 def commands(readme: Path) -> list[list[str]]:
     """Return the words of each helm command that changes a release, in the order of the text."""
     lines = re.findall(r"^\$ (helm (?:install|upgrade) .+)$", readme.read_text(), re.MULTILINE)

@@ -9,6 +9,7 @@ import pytest
 from chart.rendering import CHART, Manifest, Object, render
 
 pytestmark = pytest.mark.chart
+GPU_NODES = {"nvidia.com/gpu.present": "true"}
 ONE_STORE = {"modelStore": {"accessModes": ["ReadWriteMany"]}}
 
 
@@ -40,7 +41,7 @@ def test_the_requested_gpu_alone_binds_a_pod_because_clouds_label_nodes_differen
 
 
 def test_no_gpu_means_a_cpu_node() -> None:
-    manifest = render({"gpu": {"count": 0}})
+    manifest = render({"gpu": {"count": 0, "nodeSelector": GPU_NODES}})
     assert not any("nvidia" in key for key in manifest.server["resources"]["limits"])
     assert "nodeSelector" not in pod(manifest)
     assert "tolerations" not in pod(manifest)
@@ -252,3 +253,34 @@ def test_metrics_have_a_service_of_their_own() -> None:
     for service in manifest.all("Service"):
         if service["metadata"]["name"] != "rel-triton-metrics":
             assert "metrics" not in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_each_service_is_exposed_as_the_values_say() -> None:
+    manifest = render(file=CHART / "ci" / "everything-values.yaml")
+    http, grpc = (manifest.one("Service", name) for name in ("everything", "everything-grpc"))
+    assert http["spec"]["type"] == "LoadBalancer"
+    assert http["spec"]["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+    assert http["spec"]["loadBalancerClass"] == "example.com/internal"
+    assert http["spec"]["externalTrafficPolicy"] == "Local"
+    assert http["metadata"]["annotations"] == {
+        "example.com/internal": "true",
+        "example.com/health": "/v2/health/ready",
+    }
+    assert grpc["spec"]["type"] == "ClusterIP"
+    assert not [key for key in grpc["spec"] if key.startswith(("loadBalancer", "external"))]
+    assert grpc["metadata"]["annotations"] == {"example.com/internal": "true"}
+
+
+def test_the_annotations_of_one_service_win() -> None:
+    values = {"annotations": {"a": "both"}, "grpc": {"annotations": {"a": "grpc"}}}
+    manifest = render({"service": values})
+    assert manifest.one("Service", "rel-triton")["metadata"]["annotations"] == {"a": "both"}
+    assert manifest.one("Service", "rel-triton-grpc")["metadata"]["annotations"] == {"a": "grpc"}
+
+
+def test_a_port_need_not_name_its_protocol() -> None:
+    for named in (True, False):
+        manifest = render({"service": {"appProtocol": named}})
+        for name in ("rel-triton", "rel-triton-grpc"):
+            for port in manifest.one("Service", name)["spec"]["ports"]:
+                assert ("appProtocol" in port) == named

@@ -68,6 +68,18 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         "are both set: keep one",
     ),
     "no gateway": ({"httpRoute": {"enabled": True}}, "set httpRoute.parentRefs"),
+    "ranges without a load balancer": (
+        {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}},
+        "service.loadBalancerSourceRanges is set and no Service is a LoadBalancer",
+    ),
+    "a class without a load balancer": (
+        {"service": {"type": "NodePort", "loadBalancerClass": "x"}},
+        "service.loadBalancerClass is set and no Service is a LoadBalancer",
+    ),
+    "a policy without outside traffic": (
+        {"service": {"externalTrafficPolicy": "Local"}},
+        "service.externalTrafficPolicy is set and every Service is a ClusterIP",
+    ),
     "nobody at the door": (
         {"ingress": {"enabled": True}, "networkPolicy": {"gateway": []}},
         "networkPolicy.gateway is empty",

@@ -40,7 +40,7 @@ triton-load/run: {{ include "locust.run" $root }}
 {{- $root := index . 0 -}}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "locust.podLabels" . }}
-app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/version: {{ include "locust.versionLabel" $root | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 
@@ -51,6 +51,12 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- with (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Version of the image as a label takes it: without a digest, at most 63 characters, no sign at its ends. */}}
+{{- define "locust.versionLabel" -}}
+{{- $version := .Values.image.tag | default .Chart.AppVersion -}}
+{{- regexReplaceAll "@.*$" $version "" | replace "+" "_" | trunc 63 | trimAll "-_." -}}
 {{- end -}}
 
 {{/* Image reference: a digest wins over the tag. */}}
@@ -78,4 +84,19 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{/* Name of the Service whose addresses are the server's ready pods. */}}
 {{- define "locust.replicasName" -}}
 {{- printf "%s-servers" (include "locust.runName" .) -}}
+{{- end -}}
+
+{{/* A pod as JSON that sleeps with the reports mounted read-only, so that NOTES can copy them. */}}
+{{- define "locust.reader" -}}
+{{- $container := dict "name" "reader" "image" (include "locust.image" .) "command" (list "sleep" "600")
+    "volumeMounts" (list (dict "name" "results" "mountPath" "/results" "readOnly" true)) -}}
+{{- with .Values.securityContext }}{{ $_ := set $container "securityContext" . }}{{ end -}}
+{{- $claim := dict "claimName" (include "locust.claimName" .) "readOnly" true -}}
+{{- $spec := dict "restartPolicy" "Never" "automountServiceAccountToken" false "containers" (list $container)
+    "volumes" (list (dict "name" "results" "persistentVolumeClaim" $claim)) -}}
+{{- with .Values.podSecurityContext }}{{ $_ := set $spec "securityContext" . }}{{ end -}}
+{{- with .Values.imagePullSecrets }}{{ $_ := set $spec "imagePullSecrets" . }}{{ end -}}
+{{- $name := printf "%s-reader" (include "locust.fullname" .) -}}
+{{- dict "apiVersion" "v1" "kind" "Pod" "spec" $spec
+    "metadata" (dict "name" $name "namespace" .Release.Namespace) | toJson -}}
 {{- end -}}

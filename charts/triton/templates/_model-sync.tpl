@@ -23,9 +23,15 @@ template:
   metadata:
     labels:
       {{- include "triton.podLabels" (list . "model-sync") | nindent 6 }}
+      {{- with $sync.podLabels }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
     annotations:
       triton-hf/models: {{ include "triton.models.spec" . | quote }}
       triton-hf/attempt: {{ int $sync.attempt | quote }}
+      {{- with $sync.podAnnotations }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
   spec:
     {{- include "triton.pod.common" . | nindent 4 }}
     restartPolicy: Never
@@ -34,10 +40,17 @@ template:
       {{- toYaml . | nindent 6 }}
     {{- end }}
     {{- $tolerations := $sync.tolerations }}
+    {{- with $sync.priorityClassName }}
+    priorityClassName: {{ . }}
+    {{- end }}
+    {{- $affinity := $sync.affinity }}
     {{- if $follow }}
     {{- $tolerations = concat $tolerations (include "triton.server.tolerations" . | fromYamlArray) }}
+    {{- $affinity = include "triton.modelSync.affinity" . | fromYaml | merge (dict) $sync.affinity }}
+    {{- end }}
+    {{- with $affinity }}
     affinity:
-      {{- include "triton.modelSync.affinity" . | nindent 6 }}
+      {{- toYaml . | nindent 6 }}
     {{- end }}
     {{- with $tolerations }}
     tolerations:
@@ -45,7 +58,7 @@ template:
     {{- end }}
     containers:
       - name: model-sync
-        {{- include "triton.container.common" . | nindent 8 }}
+        {{- include "triton.container.common" (list . $sync.image) | nindent 8 }}
         args:
           - sync
           - --spec=/etc/triton-hf/models.json
@@ -71,6 +84,9 @@ template:
             mountPath: /var/run/secrets/huggingface
             readOnly: true
           {{- end }}
+          {{- with $sync.extraVolumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
     volumes:
       - name: models
         persistentVolumeClaim:
@@ -92,6 +108,9 @@ template:
           items:
             - key: {{ .Values.huggingface.token.key }}
               path: token
+      {{- end }}
+      {{- with $sync.extraVolumes }}
+      {{- toYaml . | nindent 6 }}
       {{- end }}
 {{- end -}}
 

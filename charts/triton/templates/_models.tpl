@@ -24,8 +24,8 @@ Generation of the model repository: changes with the models and with the image t
 release has its own, so that none removes what another serves from a shared claim.
 */}}
 {{- define "triton.models.generation" -}}
-{{- printf "%s %s %s" (include "triton.models.spec" .) (include "triton.image" .)
-    (include "triton.models.owner" .) | sha256sum | trunc 12 -}}
+{{- printf "%s %s %s%s" (include "triton.models.spec" .) (include "triton.image" .)
+    (include "triton.models.owner" .) (.Values.modelSync.image | default "") | sha256sum | trunc 12 -}}
 {{- end -}}
 
 {{/* Whose generations these are, in a store that several releases may share. */}}

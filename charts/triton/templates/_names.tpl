@@ -26,7 +26,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- $root := index . 0 -}}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "triton.selectorLabels" . }}
-app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/version: {{ include "triton.versionLabel" $root | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 app.kubernetes.io/part-of: triton-on-kubernetes
 {{- with $root.Values.commonLabels }}
@@ -44,6 +44,12 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- with (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Version of the image as a label takes it: without a digest, at most 63 characters, no sign at its ends. */}}
+{{- define "triton.versionLabel" -}}
+{{- $version := .Values.image.tag | default .Chart.AppVersion -}}
+{{- regexReplaceAll "@.*$" $version "" | replace "+" "_" | trunc 63 | trimAll "-_." -}}
 {{- end -}}
 
 {{/* Image reference: a digest wins over the tag. */}}

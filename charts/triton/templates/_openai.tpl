@@ -1,7 +1,7 @@
 {{/* The container of OpenAI's API, beside Triton and from the same image, as YAML of a list entry. */}}
 {{- define "triton.openai.container" -}}
 - name: openai
-  {{- include "triton.container.common" . | nindent 2 }}
+  {{- include "triton.container.common" (list . "") | nindent 2 }}
   args:
     - openai
     - --triton=localhost:8001

@@ -96,11 +96,12 @@ securityContext:
 {{- end }}
 {{- end -}}
 
-{{/* What all containers of the release share: image and rights. */}}
+{{/* What all containers of the release share: image and rights. Argument: (list $ image), "" for the own. */}}
 {{- define "triton.container.common" -}}
-image: {{ include "triton.image" . | quote }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
-{{- with .Values.securityContext }}
+{{- $root := index . 0 -}}
+image: {{ index . 1 | default (include "triton.image" $root) | quote }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+{{- with $root.Values.securityContext }}
 securityContext:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -27,6 +27,19 @@
 {{- if eq (int .Values.openai.port) (int .Values.http.port) -}}
 {{- $faults = append $faults "openai.port and http.port are equal: one Service needs two ports." -}}
 {{- end -}}
+{{- $service := .Values.service -}}
+{{- $types := list ($service.http.type | default $service.type) -}}
+{{- if .Values.grpc.enabled }}{{ $types = append $types ($service.grpc.type | default $service.type) }}{{ end -}}
+{{- range $name := list "loadBalancerSourceRanges" "loadBalancerClass" -}}
+{{- if and (get $service $name) (not (has "LoadBalancer" $types)) -}}
+{{- $faults = append $faults (print "service." $name " is set and no Service is a LoadBalancer, so it would "
+    "do nothing: set service.type, or remove it.") -}}
+{{- end -}}
+{{- end -}}
+{{- if and $service.externalTrafficPolicy (eq (join "" (uniq $types)) "ClusterIP") -}}
+{{- $faults = append $faults (print "service.externalTrafficPolicy is set and every Service is a ClusterIP, "
+    "so it would do nothing: set service.type, or remove it.") -}}
+{{- end -}}
 {{- $policy := .Values.networkPolicy -}}
 {{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled .Values.httpRoute.enabled) -}}
 {{- $faults = append $faults (print "networkPolicy.gateway is empty, so nothing comes in by Ingress or "
