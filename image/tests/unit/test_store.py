@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -314,11 +316,12 @@ def test_a_generation_is_ready_although_nothing_old_can_be_removed(
     assert "old generations could not be removed" in capsys.readouterr().err
 
 
-def test_a_volume_without_locks_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError("FileSystem does not appear to support flock")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_volume_without_locks_is_one_sentence(tmp_path: Path, monkeypatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sync_module.FileLock, "acquire", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     models = [ModelSpec(name="s", engine="simulated")]
     with pytest.raises(StoreError, match="does not support file locks") as caught:
         sync_module.sync(models=models, store=tmp_path, generation="1", token=None)
@@ -339,6 +342,69 @@ def test_whatever_goes_wrong_in_a_sync_the_job_says_it_in_one_sentence(
     with pytest.raises(StoreError, match="sync failed: ZeroDivisionError: float division by zero"):
         commands.sync_command(words)
     assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def repository(hub: HubServer, name: str, **files: object) -> dict:
+    """Add a repository to the mirror; return its model."""
+    folder = hub.root / name / "files"
+    folder.mkdir(parents=True)
+    for path, content in files.items():
+        target = folder / path.replace("__", "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content if isinstance(content, str) else json.dumps(content))
+    (hub.root / name / "revision").write_text("c" * 40)
+    return {"m": {"repository": name}}
+
+
+def test_only_the_weights_that_a_load_reads_are_downloaded(sync: Sync) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    names = ("model-1", "model-2", "consolidated", "original__model")
+    weights = {f"{name}.safetensors": "w" for name in names}
+    files = {"config.json": {}, "model.safetensors.index.json": index, "original__params.json": {}}
+    models = repository(sync.hub, "org/doubled", **files, **weights)
+    assert sync.run(models, "1")[0] == 0
+    folder = weights_folder(sync.store, "org/doubled", "c" * 40)
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert found == [
+        *("config.json", "model-1.safetensors", "model-2.safetensors"),
+        "model.safetensors.index.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"adapter_config.json": {"base_model_name_or_path": "org/base"}},
+            "org/odd is an adapter for org/base, not a model",
+        ),
+        (
+            {"config.json": {"quantization_config": {"quant_method": "gptq"}}},
+            "org/odd is quantised (gptq), which this image does not serve",
+        ),
+        (
+            {"config.json": {}, "model.safetensors.index.json": {"weight_map": {"a": "gone.st"}}},
+            "org/odd lacks gone.st, which model.safetensors.index.json names",
+        ),
+        ({"config.json": "{"}, "org/odd has a config.json that is not JSON"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_a_weight_is_downloaded(
+    sync: Sync, files: dict, words: str
+) -> None:
+    models = repository(sync.hub, "org/odd", **files, **{"model.safetensors": "w"})
+    sync.fails(models, EXIT_NOT_FOUND, words)
+    assert not [path for _, path, _ in sync.hub.requests if path.endswith(".safetensors")]
+
+
+def test_a_short_commit_is_told_to_be_written_in_full(sync: Sync) -> None:
+    model = {"m": {"repository": OPEN, "revision": COMMIT[:8]}}
+    sync.fails(model, EXIT_NOT_FOUND, "a commit has 40 characters, write it in full")
+
+
+def test_the_log_of_a_sync_has_lines_and_no_bars(sync: Sync) -> None:
+    status, output = sync.run(OPEN_MODEL, "1")
+    assert (status, "\r" in output, "Fetching" in output) == (0, False, False), output
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from triton_hf.compute.torch_runner import TorchRunner
 from triton_hf.contract import Message, Sampling
 from triton_hf.engines import transformers_engine
 from triton_hf.engines.text import TextEvent, TextJob, longest_context
-from triton_hf.engines.tokens import TokenDecoder
+from triton_hf.engines.tokens import ChatTokenizer, TokenDecoder
 from triton_hf.engines.transformers_engine import TransformersEngine
 from triton_hf.errors import EngineError, EngineStoppedError, RequestError, SettingsError
 from triton_hf.health import Heartbeat
@@ -353,6 +353,18 @@ def test_a_stop_token_ends_its_request_alone_whether_or_not_the_end_is_ignored(m
         assert "".join(event.text for event in events).split() == words[: words.index(end)]
         assert events[-1].completion_tokens == words.index(end)
     assert other.text() == whole
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_answer_at_the_token(make) -> None:
+    bench = make()
+    text = bench.answer(prompt(5), max_tokens=20).split()
+    end = text[7]
+    bench.tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    bench.engine._chat = ChatTokenizer(bench.tokenizer)
+    events = bench.ask(prompt(5), max_tokens=20, stop=(end,)).all()
+    assert events[-1].finish_reason == "stop"
+    assert 0 < events[-1].completion_tokens < 20
+    assert end not in "".join(event.text for event in events)
 
 
 def test_a_stop_string_ends_one_answer_and_frees_its_slot(make) -> None:
@@ -841,7 +853,9 @@ import sys
 from pathlib import Path
 from triton_hf.models.settings import ModelSettings
 from triton_hf.engines.transformers_engine import TransformersEngine
+from triton_hf.metrics import Metrics
 engine = TransformersEngine.__new__(TransformersEngine)
+engine._metrics = Metrics()
 engine.settings = ModelSettings(
     repo_id="org/tiny", device="cpu", max_prompt_tokens=32, max_total_tokens=64
 )

@@ -158,7 +158,9 @@ def set_threads() -> None:
 
 def unusable(settings: ModelSettings, error: Exception) -> SettingsError:
     """Turn an error of a load into one sentence."""
-    first = str(error).strip().splitlines()[0]
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "custom code" in first:
+        first = "it brings code of its own, which is never run, and transformers has none for it"
     return SettingsError(f"{settings.repo_id} cannot be loaded: {first}")
 
 

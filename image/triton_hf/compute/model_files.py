@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from triton_hf.models.files import quantisation
+
 # No code of a repository, nothing from the network.
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -45,6 +47,8 @@ class ModelFiles:
         """
         from transformers import GenerationConfig
 
+        if why := quantisation(_read(folder / "config.json")):
+            raise ValueError(f"it {why}")
         self.config: Any = None
         if (folder / "generation_config.json").is_file():
             self.config = plain_config(folder)
@@ -65,8 +69,10 @@ def load_tokenizer(folder: Path) -> Any:
         OSError: A file is missing.
         ValueError: A file is not what it should be.
     """
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError("the repository has no fast tokenizer (tokenizer.json)")
     kind = _read(folder / "tokenizer_config.json").get("tokenizer_class")
-    if kind in _PLAIN_TOKENIZERS and (folder / "tokenizer.json").is_file():
+    if kind in _PLAIN_TOKENIZERS:
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(folder, **LOCAL)

@@ -90,6 +90,10 @@ class TextEngine(Engine[TextJob]):
         Raises:
             RequestError: The prompt is too long, or prompt and `max_tokens` do not fit together.
         """
+        if self._chat is not None and (ends := self._chat.special_ids(sampling.stop)):
+            # Special tokens never appear as text, so a stop string of one is its token.
+            tokens = sampling.stop_token_ids | ends
+            sampling = dataclasses.replace(sampling, stop_token_ids=tokens)
         token_ids, length = self._tokenize(conversation)
         limits = self.settings
         if length > limits.max_prompt_tokens:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from triton_hf.contract import PROMPT, Conversation
-from triton_hf.errors import RequestError, SettingsError
+from triton_hf.errors import RequestError, SettingsError, in_short
 
 
 class ChatTokenizer:
@@ -20,7 +21,15 @@ class ChatTokenizer:
         """
         if not getattr(tokenizer, "is_fast", False):
             raise SettingsError("the repository has no fast tokenizer (tokenizer.json)")
+        template = getattr(tokenizer, "chat_template", None)
+        if isinstance(template, dict) and "default" not in template:
+            names = ", ".join(sorted(template))
+            raise SettingsError(
+                f"the repository has only the named chat templates {names} and no default one; "
+                "serve a copy of it whose chat_template is the one you want"
+            )
         self.tokenizer = tokenizer
+        self._special = _SpecialTokens(tokenizer)
         self.longest_token = max(map(len, tokenizer.get_vocab()))  # characters
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -41,7 +50,10 @@ class ChatTokenizer:
             raise RequestError(
                 "this model has no chat template, so it is not a chat model: send input 'prompt'"
             )
-        turns = [{"role": turn.role, "content": turn.content} for turn in conversation]
+        turns = [
+            {"role": turn.role, "content": self._special.hide(turn.content)}
+            for turn in conversation
+        ]
         try:
             text = self.tokenizer.apply_chat_template(
                 turns, add_generation_prompt=True, tokenize=False
@@ -50,12 +62,68 @@ class ChatTokenizer:
             raise RequestError(
                 f"the model's chat template refuses this conversation: {error}"
             ) from None
-        # The template writes the special tokens itself.
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # templates compute with what a client sent
+            raise RequestError(
+                f"the model's chat template fails on this conversation: {in_short(error)}"
+            ) from None
+        return self._special.encode(str(text))
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Return the ids of the texts that are special tokens, which no answer shows as text."""
+        return self._special.ids(texts)
 
     def decoder(self) -> TokenDecoder:
         """Return a decoder for one answer."""
         return TokenDecoder(self.tokenizer)
+
+
+class _SpecialTokens:
+    """Keeps the text of clients from becoming control tokens.
+
+    A special token inside of a client's text is hidden from the chat template by a character of the
+    private-use area, and encoded as plain text afterwards. All other text is encoded as ever.
+    """
+
+    _FIRST = 0xF0000  # plane 15, of which no tokenizer has tokens
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers import Tokenizer
+
+        added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+        self._ids = {str(token): int(number) for number, token in added.items() if token.special}
+        self._tokenizer = tokenizer
+        longest_first = sorted(self._ids, key=len, reverse=True)
+        self._marks = {text: chr(self._FIRST + at) for at, text in enumerate(longest_first)}
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        marks = "".join(self._marks.values())
+        self._split = re.compile(f"([{marks}])" if marks else r"(?!)")
+        self._plain: Any = None
+        if self._ids:
+            self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            self._plain.encode_special_tokens = True
+            self._plain.no_padding()
+            self._plain.no_truncation()
+        self._texts = {mark: text for text, mark in self._marks.items()}
+
+    def ids(self, texts: Iterable[str]) -> frozenset[int]:
+        return frozenset(self._ids[text] for text in texts if text in self._ids)
+
+    def hide(self, text: str) -> str:
+        """Replace the special tokens of a client's text by their marks."""
+        if self._split.search(text):
+            raise RequestError("the text has a character from U+F0000 on, which is not allowed")
+        return self._pattern.sub(lambda match: self._marks[match.group()], text)
+
+    def encode(self, text: str) -> list[int]:
+        """Encode a rendered template, which writes the special tokens that count itself."""
+        ids: list[int] = []
+        for part in self._split.split(text):
+            if part in self._texts:
+                plain = self._plain.encode(self._texts[part], add_special_tokens=False)
+                ids += plain.ids
+            elif part:
+                ids += self._tokenizer(part, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 class TokenDecoder:

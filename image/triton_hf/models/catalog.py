@@ -166,7 +166,7 @@ SAMPLING = table(
         kind=Integer(low=0, high=2**63 - 1),
         request=True,
         meaning="the same seed and request give the same answer, in half precision by torch up to "
-        "rounding",
+        "rounding; so do rows of one request that are equal",
     ),
     Parameter(
         name="stop",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import json
 import os
 import re
 import time
@@ -12,8 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from triton_hf.errors import EXIT_ACCESS, EXIT_FAILED, EXIT_HUB, EXIT_NOT_FOUND, StoreError
+from triton_hf.models.files import INDEX, refusal, small_files, weight_files
 
-PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+# Read by huggingface_hub when it is imported: logs are lines, not bars.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+_SMALL_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
@@ -37,27 +42,68 @@ def resolve_commit(*, repo_id: str, revision: str | None, token: str | None) -> 
 
 
 def download_snapshot(*, repo_id: str, commit: str, folder: Path, token: str | None) -> None:
-    """Download the files of a commit into a folder; goes on where an earlier run stopped.
+    """Download what a load reads of a commit into a folder; goes on where an earlier run stopped.
+
+    The small files come first. If they show that the model cannot be served, no weight follows.
 
     Raises:
-        StoreError: There is no such repository or commit, no access, or the Hub fails.
+        StoreError: There is no such repository or commit, no access, the repository cannot be
+            served, or the Hub fails.
         OSError: The disk is full or not writable.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # logs are lines
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    def download() -> None:
+    def listed() -> list[str]:
+        info = HfApi().model_info(repo_id, revision=commit, token=token or False)
+        return [file.rfilename for file in info.siblings or ()]
+
+    def download(names: Sequence[str]) -> None:
         snapshot_download(
             repo_id,
             revision=commit,
             local_dir=folder,
             token=token or False,
-            allow_patterns=list(PATTERNS),
+            allow_patterns=[glob.escape(name) for name in names],
             max_workers=4,
         )
 
     with _sentences(repo_id, commit, token):
-        _with_retries(download)
+        names = _with_retries(listed)
+        small = small_files(names)
+        _with_retries(lambda: download(small))
+        weights = _checked_weights(repo_id, folder, names)
+        _with_retries(lambda: download(weights))
+
+
+def _checked_weights(repo_id: str, folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the files of weights to load, judged by the small files in a folder.
+
+    Raises:
+        StoreError: The repository cannot be served.
+    """
+    why = refusal(
+        names,
+        config=_read_json(repo_id, folder / "config.json"),
+        adapter=_read_json(repo_id, folder / "adapter_config.json"),
+    )
+    if why is not None:
+        raise StoreError(f"{repo_id} {why}", exit_code=EXIT_NOT_FOUND)
+    weights = weight_files(names, _read_json(repo_id, folder / INDEX))
+    if missing := sorted(set(weights) - set(names)):
+        text = f"{repo_id} lacks {missing[0]}, which {INDEX} names"
+        raise StoreError(text, exit_code=EXIT_NOT_FOUND)
+    return weights
+
+
+def _read_json(repo_id: str, path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        text = f"{repo_id} has a {path.name} that is not JSON: {error}"
+        raise StoreError(text, exit_code=EXIT_NOT_FOUND) from None
+    return document if isinstance(document, dict) else {}
 
 
 def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
@@ -66,20 +112,28 @@ def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
     Raises:
         StoreError: It is not in the cache and cannot be downloaded.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # logs are lines
     from huggingface_hub import snapshot_download
 
     token = read_token()
 
-    def download() -> str:
-        return str(
+    def download(patterns: Sequence[str], ignored: Sequence[str] = ()) -> Path:
+        return Path(
             snapshot_download(
-                repo_id, revision=revision, token=token or False, allow_patterns=list(PATTERNS)
+                repo_id,
+                revision=revision,
+                token=token or False,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
             )
         )
 
     with _sentences(repo_id, revision, token):
-        return Path(_with_retries(download))
+        folder = _with_retries(lambda: download(_SMALL_PATTERNS))
+        index = _read_json(repo_id, folder / INDEX)
+        wanted = weight_files([], index) if index else []
+        if wanted:
+            return _with_retries(lambda: download([glob.escape(name) for name in wanted]))
+        return _with_retries(lambda: download(["*.safetensors"], ["*/*", "consolidated*"]))
 
 
 def read_token() -> str | None:
@@ -189,7 +243,9 @@ def _translated(
         if isinstance(item, OSError) and item.errno in _DISK_ERRORS:
             return item
     if of(errors.RevisionNotFoundError):
-        text = f"{repo_id} has no revision '{revision}'; check 'revision'"
+        short = re.fullmatch(r"[0-9a-f]{6,39}", revision or "") is not None
+        cure = "a commit has 40 characters, write it in full" if short else "check 'revision'"
+        text = f"{repo_id} has no revision '{revision}'; {cure}"
         return StoreError(text, exit_code=EXIT_NOT_FOUND)
     if status == 401 and token:
         text = f"the Hub does not accept the token for {repo_id}: it is wrong, expired or revoked"

@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 
 from triton_hf.errors import (
     EXIT_DISK,
-    EXIT_NOT_FOUND,
     EXIT_TIMEOUT,
     EXIT_USAGE,
     StoreError,
@@ -36,6 +35,8 @@ from triton_hf.store.layout import folder_bytes, marker_path, weights_folder
 
 LOCK_SECONDS = 3600.0
 KEPT_GENERATIONS = 3
+# How a file system says that it has no locks; some network and object-store volumes have none.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _GENERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -134,11 +135,6 @@ def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) 
     progress.say(f"{spec.name}: downloading {repo_id} at {commit[:12]}")
     with progress.watching(lambda: f"{spec.name}: {folder_bytes(incoming) / 1e6:.0f} MB so far"):
         download_snapshot(repo_id=repo_id, commit=commit, folder=incoming, token=token)
-    if not any(incoming.glob("*.safetensors")):
-        raise StoreError(
-            f"{repo_id} at {commit[:12]} holds no .safetensors file, and nothing else is loaded",
-            exit_code=EXIT_NOT_FOUND,
-        )
     shutil.rmtree(incoming / ".cache", ignore_errors=True)
     _flush(incoming)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +172,8 @@ def _one_at_a_time(store: Path, progress: Progress) -> Iterator[None]:
     Raises:
         StoreError: Another sync held it for `LOCK_SECONDS`.
     """
-    lock = FileLock(store / ".lock")
+    # No fallback to a marker file: a killed sync would leave it, and the next one would wait.
+    lock = FileLock(store / ".lock", fallback_to_soft=False, preserve_lock_file=True)
     end = time.monotonic() + LOCK_SECONDS
     patience = 0.0  # so that the first line about waiting comes at once
     while True:
@@ -190,7 +187,9 @@ def _one_at_a_time(store: Path, progress: Progress) -> Iterator[None]:
                 ) from None
             progress.say("waiting for another sync on this store")
             patience = PROGRESS_SECONDS
-        except NotImplementedError:
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
             raise StoreError(
                 f"the volume at {store} does not support file locks (flock), which keep two syncs "
                 "apart; use a storage class that does",
