@@ -23,7 +23,8 @@ _TOKENS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0,
 class Family:
     """One metric name: kind is `counter`, `gauge` or `histogram`.
 
-    `late` families appear with their first value; a 0 before it would say something wrong.
+    `late` families appear with their first value; a 0 before it would say something wrong. Not
+    every engine has the `optional` ones.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Family:
     values: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     late: bool = False
+    optional: bool = False
 
 
 FAMILIES = (
@@ -50,7 +52,8 @@ FAMILIES = (
         help="CPU instructions, as the CPU shows and in use: 1 AVX512, 2 VNNI, 3 BF16, 4 AMX",
         label="of",
         values=("shown", "used"),
-        late=True,  # only the native kernels have levels
+        late=True,
+        optional=True,  # only the native kernels have levels
     ),
     Family(
         name="triton_hf_engine_start_time_seconds",

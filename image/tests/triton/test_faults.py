@@ -298,7 +298,7 @@ def test_run_server_says_why_an_engine_ended_and_returns_70(tmp_path: Path) -> N
     port, log = free_ports().http, tmp_path / "log"
     command = [sys.executable, "-m", "embedded_triton.serve", f"--port={port}"]
     command += [f"--model-repository={tmp_path / 'models'}", "m"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parents[2])}
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, stderr=output, stdout=output)
     try:
