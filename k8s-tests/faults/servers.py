@@ -171,7 +171,8 @@ def pod(release: Release, name: str) -> dict[str, Any]:
 
 def container(release: Release, name: str) -> dict[str, Any]:
     """Return the state of the server's container in a pod."""
-    (found,) = pod(release, name)["status"]["containerStatuses"]
+    statuses = pod(release, name)["status"]["containerStatuses"]
+    (found,) = [status for status in statuses if status["name"] == "triton"]
     return dict(found)
 
 
