@@ -23,6 +23,8 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 # nginx's status for a client that closed its connection; only the log shows it.
 CLIENT_GONE = 499
+# What probes ask every few seconds; it leaves no line in the log.
+PROBED = ("/health", "/health/live")
 
 
 class Keys:
@@ -95,7 +97,7 @@ class Gate:
         except Exception as error:
             log(f"request={scope['request_id']} failed: {error!r:.500}")
             await answer.fail(unexpected())
-        if scope["path"] != "/health":
+        if scope["path"] not in PROBED:
             took = (time.monotonic() - started) * 1000
             log(
                 f"{scope['method']} {scope['path'][:100]!r} {answer.status} {took:.1f} ms "

@@ -18,7 +18,7 @@ from triton_openai import sse
 from triton_openai.catalog import Model, text_models
 from triton_openai.chat import ChatShape, messages_text
 from triton_openai.errors import ApiError, from_triton
-from triton_openai.gate import Keys
+from triton_openai.gate import Gate, Keys
 from triton_openai.generation import Caller, questions
 from triton_openai.server import main
 from triton_openai.triton import Piece
@@ -317,3 +317,24 @@ def test_an_error_before_the_first_chunk_is_raised_for_its_status() -> None:
 
     with pytest.raises(ApiError, match="no"):
         asyncio.run(events(refusing()))
+
+
+# The log.
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"), [("/health", False), ("/health/live", False), ("/v1/models", True)]
+)
+def test_requests_leave_a_line_in_the_log_and_probes_do_not(
+    path: str, logged: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+    asyncio.run(Gate(app, keys=Keys())(scope, nothing, nothing))
+    assert (path in capsys.readouterr().err) == logged
