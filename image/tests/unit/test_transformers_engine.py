@@ -10,6 +10,7 @@ import queue
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -718,11 +719,13 @@ def test_the_native_step_reads_at_most_so_many_tokens_beside_the_running_rows(
     need_native_step()
     monkeypatch.setattr(transformers_engine, "MIXED_TOKENS", 16)
     bench = make(NATIVE)
-    runner, calls = bench.engine._runner, []
+    runner, calls, came = bench.engine._runner, [], threading.Event()
     advance = runner.advance
 
     def counted(tokens: Any, chunks: Any) -> Any:
         calls.append((len(tokens), sum(len(chunk) for _, chunk in chunks)))
+        if len(tokens) == 1:  # the first request runs on only when the others have come
+            came.wait(TIMEOUT)
         return advance(tokens, chunks)
 
     monkeypatch.setattr(runner, "advance", counted)
@@ -730,6 +733,7 @@ def test_the_native_step_reads_at_most_so_many_tokens_beside_the_running_rows(
     running.events.get(timeout=TIMEOUT)
     lengths = (100, 5, 6)
     others = [bench.ask(prompt(length, seed=length), max_tokens=2) for length in lengths]
+    came.set()
     for one in (*others, running):
         one.text()
     assert sum(read for _, read in calls) == 114
@@ -850,6 +854,7 @@ def test_torch_computes_where_the_native_step_is_switched_off_or_does_not_fit(
 
 _LOAD = """
 import sys
+import threading
 from pathlib import Path
 from triton_hf.models.settings import ModelSettings
 from triton_hf.engines.transformers_engine import TransformersEngine
