@@ -69,15 +69,15 @@ lint: venv ## ruff, mypy, shellcheck
 
 .PHONY: generate
 generate: venv ## Write what is generated: schemas, tables of values and parameters, dashboards
-	@$(PY) k8s-tests/chart/generate.py charts/triton
-	@$(PY) k8s-tests/chart/generate.py charts/locust
+	@PYTHONPATH=k8s-tests:image $(PY) -m chart.generate charts/triton
+	@PYTHONPATH=k8s-tests:image $(PY) -m chart.generate charts/locust
 	@PYTHONPATH=k8s-tests:image $(PY) -m support.parameters
 	@PYTHONPATH=charts $(PY) -m dashboards generate
 
 .PHONY: verify
 verify: venv ## Fail if something generated is out of date (`make generate` mends it)
-	@$(PY) k8s-tests/chart/generate.py --check charts/triton
-	@$(PY) k8s-tests/chart/generate.py --check charts/locust
+	@PYTHONPATH=k8s-tests:image $(PY) -m chart.generate --check charts/triton
+	@PYTHONPATH=k8s-tests:image $(PY) -m chart.generate --check charts/locust
 	@PYTHONPATH=k8s-tests:image $(PY) -m support.parameters --check
 	@PYTHONPATH=charts $(PY) -m dashboards verify
 
