@@ -30,7 +30,6 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 from embedded_triton.server import TRITON_VERSION, EmbeddedError, ensure_wheel, unpack  # noqa: E402
-
 from triton_hf.runtime import cache_root  # noqa: E402
 
 DEFAULT_BASE = "nvcr.io/nvidia/tritonserver:26.07-py3"

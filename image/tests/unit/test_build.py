@@ -63,7 +63,7 @@ def test_what_is_copied_is_there_reaches_the_build_and_decides_its_key(source: s
 
 
 @pytest.mark.parametrize(
-    "path", [".env", ".git", "k8s-tests", "image/benchmarks", "model_repository"]
+    "path", [".env", ".git", "k8s-tests", "benchmarks/engine", "model_repository"]
 )
 def test_nothing_else_reaches_the_build(path: str) -> None:
     assert (ROOT / path).exists() or path == ".env"

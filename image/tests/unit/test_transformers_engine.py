@@ -19,9 +19,8 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from triton_native.runner import NativeRunner
-from triton_testing import eventually, need_native_step
 
+from lib.triton_client import eventually, need_native_step
 from triton_hf.compute import load
 from triton_hf.compute.packed_linear import Int8Linear
 from triton_hf.compute.torch_runner import TorchRunner
@@ -34,6 +33,7 @@ from triton_hf.errors import EngineError, EngineStoppedError, RequestError, Sett
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.models.settings import ModelSettings
+from triton_native.runner import NativeRunner
 
 VOCABULARY = 320
 TIMEOUT = 60
