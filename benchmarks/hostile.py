@@ -41,6 +41,7 @@ from embedded_triton.server import TRITON_VERSION, Server, running_server
 from tools import fault_table
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec
+from triton_hf.progress import Progress
 
 MODEL = "victim"
 LONG = 50_000  # a shorter run is a try
@@ -795,8 +796,7 @@ def main() -> int:
             run_of = {"seed": options.seed, "requests": options.requests}
             row(measured, passed=passed, seconds=time.monotonic() - start, **run_of).save()
 
-    def say(text: str) -> None:
-        print(f"hostile: {time.monotonic() - start:6.0f} s  {text}", file=sys.stderr, flush=True)
+    say = Progress("hostile").say
 
     with tempfile.TemporaryDirectory() as folder, victim(Path(folder)) as server:
         try:

@@ -65,9 +65,9 @@ def main() -> int:
 
 
 def remove_images() -> None:
-    """Remove the images that were built here; build.py says why when it cannot."""
+    """Remove the images that were built here; the command says why when it cannot."""
     if shutil.which("docker") or shutil.which("buildah"):
-        words = [sys.executable, str(place.ROOT / "image" / "build.py"), "--remove-all"]
+        words = [sys.executable, "-m", "tools.image_build", "--remove-all"]
         subprocess.run(words, check=False)
 
 

@@ -62,9 +62,14 @@ def triton_version() -> str | None:
     """
     if named := os.environ.get("TRITON_VERSION"):
         return named
-    build = place.ROOT / "image" / "build.py"
-    words = [sys.executable, str(build), "--tag", f"triton-hf:{place.VERSION}", "--triton-version"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    build = [sys.executable, "-m", "tools.image_build"]
+    done = subprocess.run(
+        [*build, "--tag", f"triton-hf:{place.VERSION}", "--triton-version"],
+        env={**os.environ, "PYTHONPATH": place.python_path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 

@@ -317,7 +317,7 @@ def ensure_image(here: place.Place, board: Board) -> None:
 def build_command(here: place.Place) -> list[str]:
     """Return the command that builds the image and pushes it."""
     tag = f"{IMAGE}:{place.VERSION}"
-    words = [sys.executable, up.BUILD, "--target", "load", "--tag", tag]
+    words = [sys.executable, "-m", up.BUILD, "--target", "load", "--tag", tag]
     plain = ["--plain-http"] if here.embedded else []
     return [*words, "--push", f"{here.push}/{tag}", *plain]
 

@@ -22,7 +22,7 @@ from tools import place
 from tools.steps import Board, Step, StepFailedError, run_all
 
 PYTHON = str(place.ROOT / ".venv" / "bin" / "python")
-BUILD = str(place.ROOT / "image" / "build.py")
+BUILD = "tools.image_build"
 IMAGES = {"full": "triton-hf", "light": "triton-hf-light"}
 
 
@@ -30,7 +30,7 @@ def build_command(target: str, *, push: str = "", plain_http: bool = False) -> l
     """Return the command that builds (and pushes) one target of the server's image."""
     plain = ["--plain-http"] if plain_http else []
     tag = f"{IMAGES[target]}:{place.VERSION}"
-    words = [sys.executable, BUILD, "--target", target, "--tag", tag]
+    words = [sys.executable, "-m", BUILD, "--target", target, "--tag", tag]
     return [*words, "--push", f"{push}/{tag}", *plain] if push else words
 
 

@@ -37,6 +37,7 @@ from triton_hf.contract import Message, Sampling
 from triton_hf.cpu import apply_cpu_limits
 from triton_hf.engines.text import TextEvent, TextWork
 from triton_hf.models.settings import ModelSettings
+from triton_hf.progress import Progress
 from triton_hf.runtime import cache_root
 from triton_native.library import UnavailableError
 
@@ -84,9 +85,7 @@ class Accuracy:
         return self.equal == self.prompts and abs(self.off) <= PERPLEXITY_LIMIT and ties
 
 
-def say(text: str, since: float) -> None:
-    """Print one line of progress."""
-    print(f"accuracy: {time.monotonic() - since:6.0f} s  {text}", file=sys.stderr, flush=True)
+say = Progress("accuracy").say
 
 
 def conversations(count: int) -> list[str]:
@@ -131,7 +130,7 @@ def equal_in_float32(options: argparse.Namespace, folder: Path, since: float) ->
     for number, text in enumerate(texts):
         expected.append(_generate(model, tokenizer, chat_ids(tokenizer, text), options.answer))
         if number % 10 == 9:
-            say(f"generate, float32: {number + 1} of {len(texts)}", since)
+            say(f"generate, float32: {number + 1} of {len(texts)}")
     words = argparse.Namespace(dtype="float32", clients=[BATCH], prompt=128, answer=options.answer)
     engine = start_engine(words, folder, step="torch")
     try:
@@ -142,7 +141,7 @@ def equal_in_float32(options: argparse.Namespace, folder: Path, since: float) ->
             engine.submit(works[part], answers[part])
             for answer in answers[part]:
                 answer.done.wait()
-            say(f"engine, float32: {min(first + BATCH, len(works))} of {len(works)}", since)
+            say(f"engine, float32: {min(first + BATCH, len(works))} of {len(works)}")
     finally:
         engine.stop()
     return sum(one.text == other for one, other in zip(answers, expected, strict=True))
@@ -180,7 +179,7 @@ def perplexities(folder: Path, tokens: int, since: float) -> dict[str, float]:
     with torch.inference_mode():
         torch_logits = model(torch.tensor([ids])).logits[0].float()
         exact = model.float()(torch.tensor([ids])).logits[0]
-    say(f"perplexity of torch over {len(ids)} tokens", since)
+    say(f"perplexity of torch over {len(ids)} tokens")
     by_system = {"torch": torch_logits, "torch, float32": exact}
     for system, int8 in (("native", False), ("native, int8", True)):
         try:
@@ -188,7 +187,7 @@ def perplexities(folder: Path, tokens: int, since: float) -> dict[str, float]:
         except UnavailableError as error:
             if not int8:
                 raise
-            say(f"{system}: {error}", since)
+            say(f"{system}: {error}")
             continue
         with torch.inference_mode():
             sequence = runner.begin()
@@ -196,7 +195,7 @@ def perplexities(folder: Path, tokens: int, since: float) -> dict[str, float]:
             runner.join(sequence)
             rows += [runner.step([token])[0].clone() for token in ids[1:]]
         by_system[system] = torch.stack(rows)
-        say(f"perplexity of the step: {system}", since)
+        say(f"perplexity of the step: {system}")
     following = torch.tensor(ids[1:])
     return {
         system: math.exp(torch.nn.functional.cross_entropy(logits[:-1].float(), following).item())
@@ -240,7 +239,7 @@ def divergences(options: argparse.Namespace, folder: Path, since: float) -> list
                 gap = first_gap(read[len(prompt) - 1 : -1], answer)
                 if gap is not None:
                     gaps.append(gap)
-            say(f"native answers read by torch: {first + len(part)} of {len(prompts)}", since)
+            say(f"native answers read by torch: {first + len(part)} of {len(prompts)}")
     return sorted(gaps, reverse=True)
 
 

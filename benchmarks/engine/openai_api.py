@@ -29,6 +29,7 @@ from tools.hub_mirror.repositories import populate
 from tools.hub_mirror.server import running_hub
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec
+from triton_hf.progress import Progress
 
 MODEL = "m"
 OPENAI, GENERATE = "/v1/chat/completions", "generate_stream"
@@ -36,9 +37,8 @@ OPENAI, GENERATE = "/v1/chat/completions", "generate_stream"
 Pair = dict[str, dict[str, float]]  # way -> tokens_per_second, ttft_ms
 
 
-def say(text: str) -> None:
-    """Print progress."""
-    print(text, file=sys.stderr, flush=True)
+PROGRESS = Progress("openai_api")
+say = PROGRESS.say
 
 
 def request(way: str, question: str, tokens: int) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,16 @@ from benchmarks.engine.systems.report import line
 from benchmarks.engine.systems.triton import OurTriton
 from benchmarks.engine.systems.workers import Engine
 from tools.demo_model import ensure_smollm2
+from triton_hf.progress import Progress
 
 ENGINE, WHOLE, STREAMS = "engine", "whole answers", "streams"
 RATIOS = ((WHOLE, ENGINE), (STREAMS, ENGINE), (STREAMS, WHOLE))
-START = time.monotonic()
 
 Speeds = dict[str, list[float]]  # tokens of answers per second of each round, by system
 
 
-def say(text: str) -> None:
-    """Print progress with the elapsed time."""
-    print(f"{time.monotonic() - START:7.1f} s  {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("overhead")
+say = PROGRESS.say
 
 
 class Rounds:

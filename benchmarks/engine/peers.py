@@ -43,6 +43,7 @@ from benchmarks.engine.systems.triton import OurTriton, Tutorial
 from benchmarks.engine.systems.vllm_cpu import VllmCpu
 from benchmarks.engine.systems.workers import ContinuousBatching, Engine, OpenVino
 from tools.demo_model import LocalModel, ensure_smollm2
+from triton_hf.progress import Progress
 
 SYSTEMS = ("ours", "engine", "llama.cpp", "openvino", "transformers-cb", "tutorial", "vllm")
 SYSTEMS += ("ours-int8", "llama.cpp-q8_0", "openvino-q8_0")
@@ -50,9 +51,8 @@ SHAPES = [Shape.parse(text) for text in ("64/64", "128/128", "1000/64")]
 START = time.monotonic()
 
 
-def say(text: str) -> None:
-    """Print progress with the elapsed time."""
-    print(f"{time.monotonic() - START:7.1f} s  {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("peers")
+say = PROGRESS.say
 
 
 def systems(name: str, *, model: LocalModel, clients: int, longest: int) -> list[System]:

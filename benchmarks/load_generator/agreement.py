@@ -22,12 +22,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load_generator.conditions import conditions
 from tools.place import ROOT
+from triton_hf.progress import Progress
 
 VERSION = "0.13.0"
 DISAGREED, LEFT_OUT = 1, 4
@@ -51,9 +51,8 @@ class SkippedError(Exception):
     """The other client cannot run here; the text says why."""
 
 
-def say(text: str) -> None:
-    """Print progress with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("agreement")
+say = PROGRESS.say
 
 
 def environment() -> Path:

@@ -19,22 +19,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load_generator.conditions import conditions
 from tools.place import ROOT
+from triton_hf.progress import Progress
 
 HERE = Path(__file__).parent
 LOCUSTFILE = ROOT / "load_testing" / "locustfile.py"
 GAP_MS, TOKENS = 10, 200
 
 
-def say(text: str) -> None:
-    """Print progress with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("generator")
+say = PROGRESS.say
 
 
 @contextlib.contextmanager

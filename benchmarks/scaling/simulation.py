@@ -43,6 +43,7 @@ from lib.prometheus import Prometheus, PrometheusError, free_port
 from lib.watch import Watcher
 from tools import helm, install, wait
 from tools.helm import Release
+from triton_hf.progress import Progress
 
 NAMESPACE, NAME = "fleet", "fleet"
 MODEL = "llama3-8b"
@@ -51,16 +52,14 @@ TARGET, SLOTS = 24, 32
 METRIC = "triton_requests_inflight"
 HPA_METRICS = "horizontal_pod_autoscaler_controller"
 _SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
-_START = time.monotonic()
 FAULTS = (
     *(binaries.BinariesError, EmbeddedError, PrometheusError, helm.CommandFailedError),
     *(LookupError, OSError, pages.NoSignalError),
 )
 
 
-def say(text: str) -> None:
-    """Print progress with the time since the start."""
-    print(f"[{time.monotonic() - _START:6.0f} s] {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("simulation")
+say = PROGRESS.say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,14 +31,14 @@ from lib.prometheus import Prometheus, in_cluster
 from lib.watch import Watcher
 from tools import helm, install, place, wait
 from tools.helm import Release
+from triton_hf.progress import Progress
 
 WINDOW = 5.0  # seconds of answers that one p95 is taken over
 SIGNAL = "sum(triton_hf_requests_running{{{labels}}}) + sum(triton_hf_requests_waiting{{{labels}}})"
 
 
-def say(text: str) -> None:
-    """Print one line of progress."""
-    print(f"step: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("step")
+say = PROGRESS.say
 
 
 def p95(outcomes: Sequence[offered_load.Outcome]) -> float:

@@ -34,6 +34,7 @@ from benchmarks.soak.run import LOAD, MODELS, Soak, server, soak
 from embedded_triton.server import TRITON_VERSION, EmbeddedError
 from tools import fault_table
 from tools.place import ROOT
+from triton_hf.progress import Progress
 
 LONG = 10.0  # minutes; a shorter run is a try
 EXITS = {judge.HELD: 0, judge.OVER: 1, judge.UNCLEAR: 3}
@@ -141,10 +142,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the random times and texts")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "soak", help="folder")
     options = parser.parse_args()
-    start = time.monotonic()
 
-    def say(text: str) -> None:
-        print(f"soak: {time.monotonic() - start:6.0f} s  {text}", file=sys.stderr, flush=True)
+    say = Progress("soak").say
 
     say("starting the server")
     with tempfile.TemporaryDirectory(prefix="soak-") as name:

@@ -23,14 +23,14 @@ from lib.prometheus import PrometheusError, in_cluster
 from lib.watch import Watcher
 from tools import helm, install, place, wait
 from tools.helm import Release
+from triton_hf.progress import Progress
 
 LOW, HIGH, STREAMS = 1, 10, 1
 HOLD_SECONDS = 90.0
 
 
-def say(text: str) -> None:
-    """Print one line of progress."""
-    print(f"show: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("show")
+say = PROGRESS.say
 
 
 def are_ready(watcher: Watcher, pods: int) -> bool:

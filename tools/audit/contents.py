@@ -72,8 +72,16 @@ def pinned(requirements: Path) -> Iterator[dict[str, str]]:
         if words.startswith("-r "):
             yield from pinned(requirements.parent / words[3:].strip())
         elif words:
-            name, _, version = words.partition("==")
+            name, exact, version = words.partition("==")
+            if not exact:  # a range, which the base that is made here pins
+                name = re.split("[<>]", words)[0]
+                version = _constraints()[name]
             yield {"kind": "pypi", "name": name.partition("[")[0], "version": version.strip()}
+
+
+def _constraints() -> dict[str, str]:
+    lines = (ROOT / "image" / "constraints-cpu-base.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 def image(name: str) -> Contents:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.place import cache
-
-START = time.monotonic()
+from triton_hf.progress import Progress
 
 
 class AuditError(Exception):
@@ -22,9 +20,8 @@ class MissingError(AuditError):
     """This machine lacks something that a part of the audit needs."""
 
 
-def say(text: str) -> None:
-    """Print one line of progress with the seconds since the start."""
-    print(f"audit: {time.monotonic() - START:6.1f} s  {text}", file=sys.stderr, flush=True)
+PROGRESS = Progress("audit")
+say = PROGRESS.say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     return ran
 
 
-BUILD = str(place.ROOT / "image" / "build.py")
-
-
 def test_down_keeps_programs_and_images(
     commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,7 +46,7 @@ def test_clean_removes_the_cluster_with_its_images_those_that_were_built_and_the
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["down", "--all"])
     assert down.main() == 0
-    assert commands == [["-m", "cluster", "reset"], [BUILD, "--remove-all"]]
+    assert commands == [["-m", "cluster", "reset"], ["-m", "tools.image_build", "--remove-all"]]
     assert not place.cache().exists()
 
 

@@ -8,10 +8,13 @@ import json
 import re
 from pathlib import Path
 
-import build
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from embedded_triton.server import TRITON_VERSION
+from tools.image_build import __main__ as build
+from tools.image_build import engine, network, shell
+from tools.place import ROOT
+
 DOCKERFILE = ROOT / "Dockerfile"
 
 
@@ -73,12 +76,12 @@ def test_nothing_else_reaches_the_build(path: str) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without settings of its own; returns where secrets go."""
-    for name in build.PIP_SETTINGS:
+    for name in network.PIP_SETTINGS:
         monkeypatch.delenv(f"PIP_{name.upper().replace('-', '_')}", raising=False)
     for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(build, "pip_files", lambda: [tmp_path / "pip-of-the-machine.conf"])
-    monkeypatch.setattr(build, "output", lambda _: "")
+    monkeypatch.setattr(network, "pip_files", lambda: [tmp_path / "pip-of-the-machine.conf"])
+    monkeypatch.setattr(network, "output", lambda _: "")
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     return secrets
@@ -101,7 +104,7 @@ def pip_of_the_build(options: list[str]) -> dict[str, dict[str, str]]:
 
 
 def test_an_open_network_needs_no_secret(folder: Path) -> None:
-    assert build.network_options(folder) == []
+    assert network.network_options(folder) == []
 
 
 def test_pip_of_the_build_gets_the_settings_of_this_machine(folder: Path, tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ def test_pip_of_the_build_gets_the_settings_of_this_machine(folder: Path, tmp_pa
         "[global]\nindex-url = https://user:p%40ss@pypi.example.com/simple\nuser = true\n"
         "[install]\ntrusted-host = pypi.example.com\n"
     )
-    assert pip_of_the_build(build.network_options(folder)) == {
+    assert pip_of_the_build(network.network_options(folder)) == {
         "global": {"index-url": "https://user:p%40ss@pypi.example.com/simple"},
         "install": {"trusted-host": "pypi.example.com"},
     }
@@ -125,7 +128,7 @@ def test_variables_of_pip_count_more_than_its_files(
     monkeypatch.setenv("PIP_PROXY", "http://proxy.example.com:3128")
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels/of/this/machine")
 
-    assert pip_of_the_build(build.network_options(folder)) == {
+    assert pip_of_the_build(network.network_options(folder)) == {
         "global": {
             "retries": "2",
             "index-url": "https://two.example.com",
@@ -136,8 +139,8 @@ def test_variables_of_pip_count_more_than_its_files(
 
 def test_broken_settings_of_pip_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "pip-of-the-machine.conf").write_text("index-url = https://one.example.com\n")
-    with pytest.raises(build.BuildError, match=r"pip-of-the-machine\.conf"):
-        build.network_options(folder)
+    with pytest.raises(shell.BuildError, match=r"pip-of-the-machine\.conf"):
+        network.network_options(folder)
 
 
 @pytest.mark.parametrize("name", ["PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
@@ -147,7 +150,7 @@ def test_the_ca_bundle_of_this_machine_reaches_the_build(
     bundle = tmp_path / "ca.pem"
     bundle.touch()
     monkeypatch.setenv(name, str(bundle))
-    options = build.network_options(folder)
+    options = network.network_options(folder)
     assert secret(options, "ca.pem") == bundle
     assert secret(options, "pip.conf") is None
 
@@ -160,8 +163,8 @@ def test_apt_of_the_build_gets_how_this_machine_speaks_http_and_nothing_else(
         'Acquire::http "";\nAcquire::http::Proxy "http://proxy.example.com:3128";\n'
         'Acquire::https::Verify-Peer "false";\n'
     )
-    monkeypatch.setattr(build, "output", lambda _: dump)
-    file = secret(build.network_options(folder), "apt.conf")
+    monkeypatch.setattr(network, "output", lambda _: dump)
+    file = secret(network.network_options(folder), "apt.conf")
     assert file is not None
     assert file.read_text().splitlines() == [
         'Acquire::http::Proxy "http://proxy.example.com:3128";',
@@ -176,7 +179,7 @@ def test_each_secret_is_one_that_the_dockerfile_mounts(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("environment", "version"),
-    [(["PATH=/bin"], build.TRITON_VERSION), (["TRITON_SERVER_VERSION=2.71.0"], "2.71.0")],
+    [(["PATH=/bin"], TRITON_VERSION), (["TRITON_SERVER_VERSION=2.71.0"], "2.71.0")],
     ids=["the base that is made here", "NVIDIA's base"],
 )
 def test_the_version_of_triton_is_read_from_the_image(
@@ -188,16 +191,16 @@ def test_the_version_of_triton_is_read_from_the_image(
     }
     for tool, answer in answers.items():
         monkeypatch.setattr(
-            build.Tool, "__init__", lambda self, tool=tool: vars(self).update(name=tool)
+            engine.Tool, "__init__", lambda self, tool=tool: self.__dict__.update(name=tool)
         )
-        monkeypatch.setattr(build, "output", lambda _, answer=answer: answer)
+        monkeypatch.setattr(engine, "output", lambda _, answer=answer: answer)
         assert build.triton_version("triton-hf:0.1.0") == version
 
 
 def test_an_image_that_is_not_here_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.Tool, "__init__", lambda self: vars(self).update(name="docker"))
-    monkeypatch.setattr(build, "output", lambda _: None)
-    with pytest.raises(build.BuildError, match="there is no image triton-hf"):
+    monkeypatch.setattr(engine.Tool, "__init__", lambda self: self.__dict__.update(name="docker"))
+    monkeypatch.setattr(engine, "output", lambda _: None)
+    with pytest.raises(shell.BuildError, match="there is no image triton-hf"):
         build.triton_version("triton-hf:0.1.0")
 
 
@@ -212,11 +215,11 @@ def test_only_images_that_were_built_here_are_removed(
         asked.append(words)
         return "one\ntwo\none\n"
 
-    monkeypatch.setattr(build.Tool, "__init__", lambda self: vars(self).update(name=name))
-    monkeypatch.setattr(build, "output", output)
-    monkeypatch.setattr(build, "run", lambda words, **_: done.append(words))
+    monkeypatch.setattr(engine.Tool, "__init__", lambda self: self.__dict__.update(name=name))
+    monkeypatch.setattr(engine, "output", output)
+    monkeypatch.setattr(engine, "run", lambda words, **_: done.append(words))
 
-    assert build.Tool().remove_labelled() == 2
+    assert engine.Tool().remove_labelled() == 2
 
-    assert asked == [[name, "images", "--quiet", "--filter", f"label={build.LABEL}"]]
+    assert asked == [[name, "images", "--quiet", "--filter", f"label={shell.LABEL}"]]
     assert done == [[name, *verb, "--force", "one", "two"]]
