@@ -186,7 +186,7 @@ run_docker() { # PORT PORT OF OPENAI'S API, REASON FOR THE CPU, MODEL...
         if [[ -z $reason ]]; then
             docker build -t "$image" .
         else
-            python3 image/build.py --tag "$image"
+            python3 -m tools.image_build --tag "$image"
         fi
     fi
     # All models need no flag; fewer are named one by one.

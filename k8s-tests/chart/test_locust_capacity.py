@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chart.locust_runs import SEARCH, container, locust, own_services
-from support.place import ROOT
+from tools.place import ROOT
 
 pytestmark = pytest.mark.chart
 

@@ -19,7 +19,7 @@ from chart.rendering import (
     mappings,
     render,
 )
-from support.place import ROOT
+from tools.place import ROOT
 
 pytestmark = pytest.mark.chart
 variant = pytest.mark.parametrize("file", CASES, ids=CASE_IDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chart.rendering import CHARTS, VARIANTS, render
-from support.place import VERSION
+from tools.place import VERSION
 
 pytestmark = pytest.mark.chart
 TEMPLATES = sorted(

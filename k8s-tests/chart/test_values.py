@@ -12,7 +12,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from chart import generate
 from chart.rendering import (
     CHART,
     CHARTS,
@@ -23,13 +22,14 @@ from chart.rendering import (
     mappings,
     render,
 )
+from tools import chart_generator
 from triton_hf.errors import SettingsError
 from triton_hf.models.parameters import Parameter
 from triton_hf.models.registry import ENGINES, model_parameters
 
 pytestmark = pytest.mark.chart
 SCHEMAS = {chart: json.loads((chart / "values.schema.json").read_text()) for chart in CHARTS}
-PARAMS = {chart: generate.read_params(chart / "values.yaml") for chart in CHARTS}
+PARAMS = {chart: chart_generator.read_params(chart / "values.yaml") for chart in CHARTS}
 # Maps whose keys the user chooses; every other map has fixed keys.
 OPEN = {
     chart: tuple(p.path for p in params if re.match(r"map\(|list\(any\)", p.kind))
@@ -144,7 +144,7 @@ def test_helm_refuses_a_wrong_value(chart: Path, values: dict[str, Any]) -> None
 
 @each
 def test_what_is_generated_is_up_to_date(chart: Path) -> None:
-    stale = [p.name for p, text in generate.outputs(chart).items() if p.read_text() != text]
+    stale = [p.name for p, text in chart_generator.outputs(chart).items() if p.read_text() != text]
     assert stale == [], "run: make generate"
 
 
@@ -197,7 +197,7 @@ def test_every_value_is_documented_and_every_documented_value_exists(chart: Path
                 leaves.add(name)
     assert leaves == set()
     for param in PARAMS[chart]:
-        generate.default_of(default_values(chart), param.keys)
+        chart_generator.default_of(default_values(chart), param.keys)
 
 
 def references(chart: Path) -> set[str]:

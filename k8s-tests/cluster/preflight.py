@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import binaries, network, plan
-from support.place import VERSION, cache
+from tools.place import VERSION, cache
 
 GIGABYTE = 1e9
 MEMORY_GIGABYTES = 6
