@@ -6,7 +6,8 @@ gives nothing.
 {{- define "triton.validate" -}}
 {{- $faults := print (include "triton.validate.models" .) (include "triton.validate.store" .)
     (include "triton.validate.rollout" .) (include "triton.validate.scaling" .)
-    (include "triton.validate.routes" .) (include "triton.validate.access" .) -}}
+    (include "triton.validate.routes" .) (include "triton.validate.access" .)
+    (include "triton.validate.monitoring" .) -}}
 {{- with regexReplaceAll "\n  +" $faults " " | trim -}}
 {{- fail (print "\n" .) -}}
 {{- end -}}
@@ -88,6 +89,10 @@ gives nothing.
 {{- if le (float64 $scaling.target) 0.0 }}
 - autoscaling.target is {{ $scaling.target }}: set it above 0, to the signal that a pod should have.
 {{- end }}
+{{- if and $scaling.enabled (lt (int $scaling.minReplicas) 1) }}
+- autoscaling.minReplicas is 0, and without a pod there is no signal that would start one again: set it to 1,
+  or put KEDA's HTTP add-on in front and leave autoscaling off.
+{{- end }}
 {{- if and $scaling.enabled (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) }}
 - autoscaling.minReplicas ({{ $scaling.minReplicas }}) is larger than autoscaling.maxReplicas
   ({{ $scaling.maxReplicas }}): swap them.
@@ -138,6 +143,17 @@ gives nothing.
 {{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled $route.enabled) }}
 - networkPolicy.gateway is empty, so nothing comes in by Ingress or HTTPRoute: name the namespace of the
   ingress controller or gateway there.
+{{- end }}
+{{- end -}}
+
+{{/* Faults in monitoring. */}}
+{{- define "triton.validate.monitoring" -}}
+{{- $alerts := regexFindAll "alert: \\w+" (.Files.Get "files/rules/alerts.yaml") -1 }}
+{{- range .Values.metrics.rules.disabled }}
+{{- if not (has (print "alert: " .) $alerts) }}
+- metrics.rules.disabled names {{ . }}, and there is no such alert: name one of
+  {{ join ", " $alerts | replace "alert: " "" }}.
+{{- end }}
 {{- end }}
 {{- end -}}
 
