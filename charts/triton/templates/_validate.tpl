@@ -115,6 +115,22 @@ gives nothing.
 {{- if and $route.enabled (not $route.parentRefs) }}
 - httpRoute.enabled needs a gateway: set httpRoute.parentRefs.
 {{- end }}
+{{- $grpcRoute := .Values.grpcRoute }}
+{{- if and $grpcRoute.enabled (not (or $grpcRoute.parentRefs $route.parentRefs)) }}
+- grpcRoute.enabled needs a gateway: set grpcRoute.parentRefs.
+{{- end }}
+{{- $ways := dict "grpcRoute.enabled" $grpcRoute.enabled "ingress.grpc.enabled" .Values.ingress.grpc.enabled }}
+{{- range $name, $on := $ways }}
+{{- if and $on (not (has "infer" $.Values.publicCalls)) }}
+- {{ $name }} opens inference over gRPC, and publicCalls has no infer: add it, or leave {{ $name }} off.
+{{- end }}
+{{- if and $on (not $.Values.grpc.enabled) }}
+- {{ $name }} leads to no Service: set grpc.enabled.
+{{- end }}
+{{- end }}
+{{- if and .Values.ingress.extraHosts (not .Values.ingress.host) }}
+- ingress.extraHosts come on top of ingress.host, which is not set and takes every name: set it.
+{{- end }}
 {{- if and $route.enabled $timeout (ne $timeout "0s") }}
 {{- range $name, $model := .Values.models }}
 {{- $parameters := $model.parameters | default dict }}
@@ -140,7 +156,8 @@ gives nothing.
   service.type, or remove it.
 {{- end }}
 {{- $policy := .Values.networkPolicy }}
-{{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled $route.enabled) }}
+{{- $outside := or .Values.ingress.enabled .Values.ingress.grpc.enabled $route.enabled $grpcRoute.enabled }}
+{{- if and $policy.enabled (not $policy.gateway) $outside }}
 - networkPolicy.gateway is empty, so nothing comes in by Ingress or HTTPRoute: name the namespace of the
   ingress controller or gateway there.
 {{- end }}
