@@ -94,6 +94,10 @@ unit: venv ## Tests that need no server and no cluster
 serving: venv ## Tests against a real tritonserver on this machine
 	@$(PY) -m tools.test serving
 
+.PHONY: docker
+docker: venv ## The Docker way on a real engine, SmolLM2 included (about 10 min)
+	@$(PY) -m pytest -q -m docker image/tests/docker
+
 .PHONY: chart
 chart: venv ## helm lint, and tests of the rendered charts
 	@$(PY) -m tools.test chart
