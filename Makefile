@@ -94,6 +94,10 @@ unit: venv ## Tests that need no server and no cluster
 serving: venv ## Tests against a real tritonserver on this machine
 	@$(PY) -m support.test serving
 
+.PHONY: architectures
+architectures: venv ## Every architecture against transformers: the same answers, or refused by name
+	@$(PY) -m pytest -q -n 2 image/tests/unit/test_architectures.py
+
 .PHONY: chart
 chart: venv ## helm lint, and tests of the rendered charts
 	@$(PY) -m support.test chart

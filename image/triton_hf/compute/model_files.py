@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from triton_hf.models.files import quantisation
+from triton_hf.models.files import unservable
 
 # No code of a repository, nothing from the network.
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -47,7 +47,7 @@ class ModelFiles:
         """
         from transformers import GenerationConfig
 
-        if why := quantisation(_read(folder / "config.json")):
+        if why := unservable(_read(folder / "config.json")):
             raise ValueError(f"it {why}")
         self.config: Any = None
         if (folder / "generation_config.json").is_file():

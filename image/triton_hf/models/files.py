@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from triton_hf.models.architectures import cache_refusal, text_refusal
+
 _SMALL = (".json", ".txt", ".model", ".jinja")
 _TEMPLATES = "additional_chat_templates/"
 _WEIGHTS = ".safetensors"
@@ -55,12 +57,16 @@ def refusal(
     if config is None and adapter is not None:
         base = adapter.get("base_model_name_or_path") or "another model"
         return f"is an adapter for {base}, not a model; merge it into that model first"
-    quantised = quantisation(config or {})
-    if quantised is not None:
-        return quantised
+    if (why := unservable(config or {})) is not None:
+        return why
     if not any(name.endswith(_WEIGHTS) for name in names):
         return "holds no .safetensors file, and nothing else is loaded"
     return None
+
+
+def unservable(config: Mapping[str, Any]) -> str | None:
+    """Say why a model cannot be served, judged by its config.json alone; None if it may."""
+    return text_refusal(config) or cache_refusal(config) or quantisation(config)
 
 
 def quantisation(config: Mapping[str, Any]) -> str | None:
