@@ -82,9 +82,9 @@ verify: venv ## Fail if something generated is out of date (`make generate` mend
 	@PYTHONPATH=charts $(PY) -m dashboards verify
 
 .PHONY: add-model
-add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [REVISION=...] [SET="slots=8 ..."]
+add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [TASK=...] [REVISION=...] [SET="slots=8 ..."]
 	@PYTHONPATH=image $(PY) -m triton_hf.models.repository add $(NAME) --repository $(REPOSITORY) \
-	  $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
+	  $(if $(TASK),--task $(TASK)) $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
 
 .PHONY: unit
 unit: venv ## Tests that need no server and no cluster

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from triton_hf.errors import SettingsError
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.models import architectures
-from triton_hf.models.files import refusal
+from triton_hf.models.files import json_reader, refusal
 from triton_hf.models.settings import ModelSettings
 
 # One for each way to keep and mask a KV cache; `make architectures` tries them all.
@@ -88,8 +87,8 @@ def test_others_are_refused_in_one_sentence_before_the_download_and_at_the_load(
 ) -> None:
     words = tiny.REFUSED[name][-1]
     folder = tiny.write_refused(tmp_path / "model", name)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    why = refusal([path.name for path in folder.iterdir()], config=config, adapter=None)
+    names = [path.name for path in folder.iterdir()]
+    why = refusal(names, read=json_reader(folder), task="text")
     assert words in (why or "")
     with pytest.raises(SettingsError) as refused:
         make_engine(folder, tmp_path).start()
