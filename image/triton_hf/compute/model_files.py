@@ -38,8 +38,12 @@ class ModelFiles:
         generation_config: The defaults of `generate`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, quantised: bool = False) -> None:
         """Read the files.
+
+        Args:
+            folder: Holds them.
+            quantised: Whether the weights may be quantised.
 
         Raises:
             OSError: A file is missing.
@@ -47,7 +51,7 @@ class ModelFiles:
         """
         from transformers import GenerationConfig
 
-        if why := quantisation(_read(folder / "config.json")):
+        if not quantised and (why := quantisation(_read(folder / "config.json"))):
             raise ValueError(f"it {why}")
         self.config: Any = None
         if (folder / "generation_config.json").is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from triton_hf.errors import SettingsError
 from triton_hf.models import catalog
@@ -52,6 +53,7 @@ class ModelSettings:
     max_prompt_tokens: int = 1024
     max_total_tokens: int = 2048
     stream_events: int | None = None
+    engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
     simulated: SimulatedSettings = dataclasses.field(default_factory=SimulatedSettings)
 
@@ -109,6 +111,11 @@ def _simulated_settings(values: Mapping[str, float]) -> SimulatedSettings:
 
 
 def _check(settings: ModelSettings) -> None:
+    for name in settings.engine_args:
+        if name in catalog.VLLM_OWNED:
+            raise SettingsError(
+                f"parameter 'engine_args' has '{name}', which is set by {catalog.VLLM_OWNED[name]}"
+            )
     if settings.kind.needs_repository and not settings.repo_id:
         raise SettingsError("parameter 'repo_id' is missing; it names the repository on the Hub")
     if settings.max_total_tokens <= settings.max_prompt_tokens:
