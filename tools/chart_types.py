@@ -190,6 +190,7 @@ DEFINITIONS |= {
         "name",
         "mountPath",
     ),
+    "tls": closed({"secretName": TEXT, "hosts": {"type": "array", "items": TEXT}}, "secretName"),
     "parent": closed(
         {
             "group": {"type": "string"},

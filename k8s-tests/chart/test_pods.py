@@ -70,6 +70,16 @@ def test_every_container_says_what_it_needs(chart: Path, file: Path | None) -> N
             assert container["imagePullPolicy"]
 
 
+def test_every_request_and_limit_can_be_set() -> None:
+    """A LimitRange refuses a pod of which one container asks for too little."""
+    chosen = {"requests": {"cpu": "111m", "memory": "111Mi"}, "limits": {"memory": "111Mi"}}
+    keys = ("modelSync", "waitForModels", "openai", "tests")
+    manifest = render({"resources": chosen, **{key: {"resources": chosen} for key in keys}})
+    found = [each["resources"] for _, pod in manifest.pods() for each in containers(pod)]
+    assert len(found) == 5
+    assert all(each["requests"]["cpu"] == "111m" for each in found)
+
+
 @variant
 def test_every_volume_in_memory_or_on_disk_has_a_limit(chart: Path, file: Path | None) -> None:
     for _, template in render(chart=chart, file=file).pods():

@@ -57,6 +57,14 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"autoscaling": {"signal": "gpu"}},
         "autoscaling.signal is gpu: set it to inflight, pending, queueTime or custom.",
     ),
+    "scale to zero": (
+        {"modelStore": WIDE, "autoscaling": {"enabled": True, "minReplicas": 0}},
+        "without a pod there is no signal that would start one again: set it to 1",
+    ),
+    "no such alert": (
+        {"metrics": {"rules": {"disabled": ["TritonSlow"]}}},
+        "metrics.rules.disabled names TritonSlow, and there is no such alert: name one of",
+    ),
     "both scalers": (
         {"autoscaling": {"scaler": "both"}},
         "autoscaling.scaler is both: set it to keda or hpa; both would fight over one Deployment.",

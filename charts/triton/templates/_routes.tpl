@@ -27,3 +27,34 @@ Exact paths, because regular expressions differ between controllers and a prefix
 {{- $unit := regexFind "[a-z]+$" . -}}
 {{- mul (trimSuffix $unit . | int64) (index (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
 {{- end -}}
+
+{{/* The gRPC methods that may be called from outside, as a JSON list. They name no model, so they open all. */}}
+{{- define "triton.grpc.methods" -}}
+{{- list "ServerLive" "ServerReady" "ModelReady" "ModelMetadata" "ModelInfer" "ModelStreamInfer" | toJson -}}
+{{- end -}}
+
+{{/* Host names of the Ingresses, as a JSON list; one empty name for every host. */}}
+{{- define "triton.ingress.hosts" -}}
+{{- prepend .Values.ingress.extraHosts (.Values.ingress.host | default "") | toJson -}}
+{{- end -}}
+
+{{/* Class and certificates of the Ingresses, as YAML. */}}
+{{- define "triton.ingress.common" -}}
+{{- $ingress := .Values.ingress -}}
+{{- with $ingress.className }}
+ingressClassName: {{ . }}
+{{- end }}
+{{- if or $ingress.tlsSecret $ingress.extraTls }}
+tls:
+  {{- with $ingress.tlsSecret }}
+  - secretName: {{ . }}
+    {{- with $ingress.host }}
+    hosts:
+      - {{ . | quote }}
+    {{- end }}
+  {{- end }}
+  {{- with $ingress.extraTls }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end -}}

@@ -3,6 +3,12 @@
 {{- $service := (index . 0).Values.service -}}
 {{- $type := (index . 1).type | default $service.type -}}
 type: {{ $type }}
+{{- with $service.trafficDistribution }}
+trafficDistribution: {{ . }}
+{{- end }}
+{{- with $service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
 {{- if and $service.externalTrafficPolicy (ne $type "ClusterIP") }}
 externalTrafficPolicy: {{ $service.externalTrafficPolicy }}
 {{- end }}

@@ -6,7 +6,8 @@ gives nothing.
 {{- define "triton.validate" -}}
 {{- $faults := print (include "triton.validate.models" .) (include "triton.validate.store" .)
     (include "triton.validate.rollout" .) (include "triton.validate.scaling" .)
-    (include "triton.validate.routes" .) (include "triton.validate.access" .) -}}
+    (include "triton.validate.routes" .) (include "triton.validate.access" .)
+    (include "triton.validate.monitoring" .) -}}
 {{- with regexReplaceAll "\n  +" $faults " " | trim -}}
 {{- fail (print "\n" .) -}}
 {{- end -}}
@@ -88,6 +89,10 @@ gives nothing.
 {{- if le (float64 $scaling.target) 0.0 }}
 - autoscaling.target is {{ $scaling.target }}: set it above 0, to the signal that a pod should have.
 {{- end }}
+{{- if and $scaling.enabled (lt (int $scaling.minReplicas) 1) }}
+- autoscaling.minReplicas is 0, and without a pod there is no signal that would start one again: set it to 1,
+  or put KEDA's HTTP add-on in front and leave autoscaling off.
+{{- end }}
 {{- if and $scaling.enabled (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) }}
 - autoscaling.minReplicas ({{ $scaling.minReplicas }}) is larger than autoscaling.maxReplicas
   ({{ $scaling.maxReplicas }}): swap them.
@@ -109,6 +114,22 @@ gives nothing.
 {{- $timeout := $route.timeouts.request }}
 {{- if and $route.enabled (not $route.parentRefs) }}
 - httpRoute.enabled needs a gateway: set httpRoute.parentRefs.
+{{- end }}
+{{- $grpcRoute := .Values.grpcRoute }}
+{{- if and $grpcRoute.enabled (not (or $grpcRoute.parentRefs $route.parentRefs)) }}
+- grpcRoute.enabled needs a gateway: set grpcRoute.parentRefs.
+{{- end }}
+{{- $ways := dict "grpcRoute.enabled" $grpcRoute.enabled "ingress.grpc.enabled" .Values.ingress.grpc.enabled }}
+{{- range $name, $on := $ways }}
+{{- if and $on (not (has "infer" $.Values.publicCalls)) }}
+- {{ $name }} opens inference over gRPC, and publicCalls has no infer: add it, or leave {{ $name }} off.
+{{- end }}
+{{- if and $on (not $.Values.grpc.enabled) }}
+- {{ $name }} leads to no Service: set grpc.enabled.
+{{- end }}
+{{- end }}
+{{- if and .Values.ingress.extraHosts (not .Values.ingress.host) }}
+- ingress.extraHosts come on top of ingress.host, which is not set and takes every name: set it.
 {{- end }}
 {{- if and $route.enabled $timeout (ne $timeout "0s") }}
 {{- range $name, $model := .Values.models }}
@@ -135,9 +156,21 @@ gives nothing.
   service.type, or remove it.
 {{- end }}
 {{- $policy := .Values.networkPolicy }}
-{{- if and $policy.enabled (not $policy.gateway) (or .Values.ingress.enabled $route.enabled) }}
+{{- $outside := or .Values.ingress.enabled .Values.ingress.grpc.enabled $route.enabled $grpcRoute.enabled }}
+{{- if and $policy.enabled (not $policy.gateway) $outside }}
 - networkPolicy.gateway is empty, so nothing comes in by Ingress or HTTPRoute: name the namespace of the
   ingress controller or gateway there.
+{{- end }}
+{{- end -}}
+
+{{/* Faults in monitoring. */}}
+{{- define "triton.validate.monitoring" -}}
+{{- $alerts := regexFindAll "alert: \\w+" (.Files.Get "files/rules/alerts.yaml") -1 }}
+{{- range .Values.metrics.rules.disabled }}
+{{- if not (has (print "alert: " .) $alerts) }}
+- metrics.rules.disabled names {{ . }}, and there is no such alert: name one of
+  {{ join ", " $alerts | replace "alert: " "" }}.
+{{- end }}
 {{- end }}
 {{- end -}}
 
