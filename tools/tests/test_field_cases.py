@@ -9,6 +9,7 @@ import pytest
 
 from tools import field_cases
 from tools.field_cases import FAILED, PASSED, SKIPPED, Case, CaseError
+from tools.place import ROOT
 
 
 def case(**changes: object) -> Case:
@@ -22,7 +23,7 @@ def test_every_case_names_tests_and_documents_that_exist() -> None:
     assert len({one.id for one in found}) == len(found) > 30
     for one in found:
         assert len(field_cases.nodes(one, defined)) >= len(one.tests)
-        assert not one.document or (field_cases.ROOT / one.document).is_file()
+        assert not one.document or (ROOT / one.document).is_file()
 
 
 def test_the_page_is_made_of_the_table_and_the_last_outcomes() -> None:
