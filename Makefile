@@ -8,7 +8,7 @@ REQUIREMENTS := requirements.txt k8s-tests/requirements.txt
 VENV_KEY := $(shell cat $(REQUIREMENTS) <(python3 -V) | sha256sum | cut -c1-12)
 VENV := $(CACHE)/venv-$(VENV_KEY)
 PY := .venv/bin/python
-export PYTHONPATH := k8s-tests
+export PYTHONPATH := $(CURDIR):$(CURDIR)/image:$(CURDIR)/load_testing:$(CURDIR)/k8s-tests:$(CURDIR)/charts
 
 .PHONY: help
 help: ## List the targets
@@ -32,23 +32,23 @@ $(VENV)/.complete: $(REQUIREMENTS)
 
 .PHONY: up
 up: ## Cluster, images, model, helm install, then one question through the ingress
-	@python3 -m support.up
+	@python3 -m tools.up
 
 .PHONY: load
 load: venv ## Load test in the cluster against the release of `make up`; its report ends up here [VALUES=FILE]
-	@$(PY) -m support.load $(if $(VALUES),--values $(VALUES))
+	@$(PY) -m tools.load_test $(if $(VALUES),--values $(VALUES))
 
 .PHONY: fetch
 fetch: venv ## Copy the newest report of a load test from its claim: NAMESPACE=... RELEASE=...
-	@$(PY) -m support.load fetch --namespace $(NAMESPACE) --release $(RELEASE)
+	@$(PY) -m tools.load_test fetch --namespace $(NAMESPACE) --release $(RELEASE)
 
 .PHONY: capacity
 capacity: venv ## The highest load that keeps the objectives: ARGS="--out DIR ... -- WORDS OF LOCUST"
-	@PYTHONPATH=load_testing $(PY) -m triton_load.capacity $(ARGS)
+	@$(PY) -m triton_load.capacity $(ARGS)
 
 .PHONY: compare
 compare: venv ## Compare two runs of the load test: BEFORE=DIR AFTER=DIR
-	@PYTHONPATH=load_testing $(PY) -m triton_load.compare $(BEFORE) $(AFTER)
+	@$(PY) -m triton_load.compare $(BEFORE) $(AFTER)
 
 .PHONY: cluster
 cluster: ## The embedded cluster alone: DO=up|down|status|preflight|reset [WITH="monitoring keda"]
@@ -56,43 +56,47 @@ cluster: ## The embedded cluster alone: DO=up|down|status|preflight|reset [WITH=
 
 .PHONY: down
 down: ## Remove what `make up` made (caches stay; `make clean` removes them too)
-	@python3 -m support.down
+	@python3 -m tools.down
 
 .PHONY: clean
 clean: ## Remove everything: cluster, images, caches, the Python environment
-	@python3 -m support.down --all
+	@python3 -m tools.down --all
 	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
 
 .PHONY: lint
 lint: venv ## ruff, mypy, shellcheck
-	@$(PY) -m support.lint
+	@$(PY) -m tools.lint
 
 .PHONY: generate
 generate: venv ## Write what is generated: schemas, tables of values and parameters, dashboards
-	@$(PY) k8s-tests/chart/generate.py charts/triton
-	@$(PY) k8s-tests/chart/generate.py charts/locust
-	@PYTHONPATH=k8s-tests:image $(PY) -m support.parameters
-	@PYTHONPATH=charts $(PY) -m dashboards generate
+	@$(PY) -m tools.chart_generator charts/triton
+	@$(PY) -m tools.chart_generator charts/locust
+	@$(PY) -m tools.parameter_tables
+	@$(PY) -m dashboards generate
 
 .PHONY: verify
 verify: venv ## Fail if something generated is out of date (`make generate` mends it)
-	@$(PY) k8s-tests/chart/generate.py --check charts/triton
-	@$(PY) k8s-tests/chart/generate.py --check charts/locust
-	@PYTHONPATH=k8s-tests:image $(PY) -m support.parameters --check
-	@PYTHONPATH=charts $(PY) -m dashboards verify
+	@$(PY) -m tools.chart_generator --check charts/triton
+	@$(PY) -m tools.chart_generator --check charts/locust
+	@$(PY) -m tools.parameter_tables --check
+	@$(PY) -m dashboards verify
 
 .PHONY: add-model
 add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [TASK=...] [REVISION=...] [SET="slots=8 ..."]
-	@PYTHONPATH=image $(PY) -m triton_hf.models.repository add $(NAME) --repository $(REPOSITORY) \
+	@$(PY) -m triton_hf.models.repository add $(NAME) --repository $(REPOSITORY) \
 	  $(if $(TASK),--task $(TASK)) $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
 
 .PHONY: unit
 unit: venv ## Tests that need no server and no cluster
-	@$(PY) -m support.test unit load
+	@$(PY) -m tools.test unit load
 
 .PHONY: serving
 serving: venv ## Tests against a real tritonserver on this machine
-	@$(PY) -m support.test serving
+	@$(PY) -m tools.test serving
+
+.PHONY: docker
+docker: venv ## The Docker way on a real engine, SmolLM2 included (about 10 min)
+	@$(PY) -m pytest -q -m docker image/tests/docker
 
 .PHONY: architectures
 architectures: venv ## Every architecture against transformers: the same answers, or refused by name
@@ -100,67 +104,67 @@ architectures: venv ## Every architecture against transformers: the same answers
 
 .PHONY: chart
 chart: venv ## helm lint, and tests of the rendered charts
-	@$(PY) -m support.test chart
+	@$(PY) -m tools.test chart
 
 .PHONY: e2e
 e2e: venv ## Tests on the cluster of `make up`
-	@$(PY) -m support.test cluster
+	@$(PY) -m tools.test cluster
 
 .PHONY: faults
 faults: venv ## Every fault on the cluster of `make up` (about 100 min), and a table of the results
-	@$(PY) -m faults
+	@$(PY) -m tools.run_faults
 
 .PHONY: scale
 scale: venv ## The signal against the truth, then 20 load steps each for HPA and KEDA on the cluster of `make up` (about 3 h)
-	@PYTHONPATH=k8s-tests:image $(PY) -m scaling.signal --out results/scale/signal.json
+	@$(PY) -m benchmarks.scaling.signal --out results/scale/signal.json
 	@$(PY) -m cluster up --with=monitoring --with=keda
-	@$(PY) -m pytest -q -m "slow and cluster" k8s-tests/scaling
-	@$(PY) -m scaling.fleet --scaler hpa --out results/scale/hpa
-	@$(PY) -m scaling.fleet --scaler keda --out results/scale/keda
-	@$(PY) -m scaling.fleet --scaler hpa --sync 5 --out results/scale/hpa-sync-5
-	@$(PY) -m scaling.fleet --scaler keda --sync 5 --out results/scale/keda-sync-5
-	@$(PY) -m scaling.fleet --scaler hpa --model smollm2-135m --releases 1 --rounds 20 --out results/scale/smollm2-hpa
-	@$(PY) -m scaling.fleet --scaler keda --model smollm2-135m --releases 1 --rounds 20 --out results/scale/smollm2-keda
-	@$(PY) -m scaling.results $(addprefix results/scale/,signal.json hpa keda hpa-sync-5 keda-sync-5 smollm2-hpa smollm2-keda)
+	@$(PY) -m pytest -q -m "slow and cluster" k8s-tests/autoscaling
+	@$(PY) -m benchmarks.scaling.fleet --scaler hpa --out results/scale/hpa
+	@$(PY) -m benchmarks.scaling.fleet --scaler keda --out results/scale/keda
+	@$(PY) -m benchmarks.scaling.fleet --scaler hpa --sync 5 --out results/scale/hpa-sync-5
+	@$(PY) -m benchmarks.scaling.fleet --scaler keda --sync 5 --out results/scale/keda-sync-5
+	@$(PY) -m benchmarks.scaling.fleet --scaler hpa --model smollm2-135m --releases 1 --rounds 20 --out results/scale/smollm2-hpa
+	@$(PY) -m benchmarks.scaling.fleet --scaler keda --model smollm2-135m --releases 1 --rounds 20 --out results/scale/smollm2-keda
+	@$(PY) -m benchmarks.scaling.results_page $(addprefix results/scale/,signal.json hpa keda hpa-sync-5 keda-sync-5 smollm2-hpa smollm2-keda)
 
 .PHONY: dashboards
 dashboards: venv ## Write and check the Grafana dashboards, then draw them from a release under load (about 10 min)
-	@PYTHONPATH=charts $(PY) -m dashboards generate
-	@PYTHONPATH=charts $(PY) -m dashboards verify
+	@$(PY) -m dashboards generate
+	@$(PY) -m dashboards verify
 	@$(PY) -m cluster up --with=monitoring
-	@PYTHONPATH=k8s-tests:image $(PY) -m scaling.show --out charts/dashboards
+	@$(PY) -m dashboards.show --out charts/dashboards
 
 .PHONY: simulation
 simulation: venv ## The chart with 200 GPU nodes and 400 servers, simulated (about 25 min), and a page
-	@PYTHONPATH=k8s-tests:image $(PY) -m scaling.simulation --out results/simulation
-	@$(PY) -m scaling.simulation_report results/simulation/simulation.json
+	@$(PY) -m benchmarks.scaling.simulation --out results/simulation
+	@$(PY) -m benchmarks.scaling.simulation_report results/simulation/simulation.json
 
 .PHONY: bench
 bench: venv ## The engine behind Triton beside its peers, and how exact its answers are (about an hour)
-	@$(PY) image/benchmarks/peers.py --install --out results/peers.json
-	@$(PY) image/benchmarks/overhead.py --out results/overhead.json
-	@$(PY) image/benchmarks/accuracy.py --out results/accuracy.json
+	@$(PY) -m benchmarks.engine.peers --install --out results/peers.json
+	@$(PY) -m benchmarks.engine.overhead --out results/overhead.json
+	@$(PY) -m benchmarks.engine.accuracy --out results/accuracy.json
 
 .PHONY: bench-load
 bench-load: venv ## Measure the load test itself: its error, its agreement with other clients, its limit
 	@$(PY) -m pytest -s -q -m "slow and not cluster and not faults" load_testing/tests
 	@$(PY) -m pytest -q -m "slow and cluster" k8s-tests/load
-	@$(PY) load_testing/benchmarks/exactness.py --out results/exactness.json || test $$? = 3
-	@$(PY) load_testing/benchmarks/agreement.py --install --out results/agreement.json || test $$? = 4
-	@$(PY) load_testing/benchmarks/generator.py --workers 1 2 4 8 --out results/generator.json
+	@$(PY) -m benchmarks.load_generator.exactness --out results/exactness.json || test $$? = 3
+	@$(PY) -m benchmarks.load_generator.agreement --install --out results/agreement.json || test $$? = 4
+	@$(PY) -m benchmarks.load_generator.generator --workers 1 2 4 8 --out results/generator.json
 
 .PHONY: soak
 soak: venv ## Half an hour at 80 % load on this machine: does latency, memory or /dev/shm drift?
-	@PYTHONPATH=k8s-tests:image:load_testing $(PY) -m faults.soak --minutes 30
+	@$(PY) -m benchmarks.soak --minutes 30
 
 .PHONY: hostile
 hostile: venv ## 100,000 hostile requests against a server on this machine
-	@PYTHONPATH=k8s-tests:image $(PY) -m faults.hostile --out results/hostile/hostile.json
+	@$(PY) -m benchmarks.hostile --out results/hostile/hostile.json
 
 .PHONY: audit
 audit: venv ## Bills of materials, known vulnerabilities, Checkov on all charts
-	@$(PY) -m support.audit --install
+	@$(PY) -m tools.audit --install
 
 .PHONY: test
 test: venv ## Everything; skips what this machine cannot do, with the reason
-	@$(PY) -m support.test
+	@$(PY) -m tools.test

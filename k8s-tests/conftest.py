@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import dump, helm, install, place
-from support.ask import Door
-from support.helm import Release
+from lib import dump
+from tools import helm, install, place
+from tools.ask import Door
+from tools.helm import Release
 
 
 def reason_to_skip() -> str:

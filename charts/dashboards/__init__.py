@@ -1,5 +1,5 @@
 """The Grafana dashboards of charts/triton, written in Python.
 
-`python -m dashboards generate` (PYTHONPATH=charts) writes them to charts/triton/files/dashboards;
+`python -m dashboards generate` writes them to charts/triton/files/dashboards;
 `python -m dashboards verify` fails when what is there differs.
 """

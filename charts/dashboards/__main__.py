@@ -63,7 +63,7 @@ def main() -> int:
     wrong = differences()
     for sentence in wrong:
         print(
-            f"dashboards: {sentence}; run: PYTHONPATH=charts python -m dashboards generate",
+            f"dashboards: {sentence}; run: make generate",
             file=sys.stderr,
         )
     return int(bool(wrong))

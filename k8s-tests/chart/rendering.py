@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cluster import binaries, schemas
-from support.place import ROOT
+from tools.place import ROOT
 
 CHART = ROOT / "charts" / "triton"
 CI_FILES = sorted(CHART.glob("ci/*-values.yaml"))

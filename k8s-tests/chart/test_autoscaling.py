@@ -6,10 +6,10 @@ import re
 
 import promql_parser
 import pytest
-from scaling import metrics, promql
 
 from chart.rendering import Object, RenderError, render
 from chart.signals import BY_NAMESPACE, adapter_rule, keda_query, scaled
+from dashboards import metrics, promql
 
 pytestmark = pytest.mark.chart
 SIGNALS = ("inflight", "pending", "queueTime", "custom")

@@ -14,7 +14,7 @@ import pytest
 
 from chart.rendering import KUBERNETES, Manifest, Object, helm, mappings, program, render
 from cluster import binaries, schemas
-from support.place import ROOT
+from tools.place import ROOT
 
 pytestmark = pytest.mark.chart
 CHART = ROOT / "charts" / "locust"

@@ -11,13 +11,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from chart import generate
 from chart.rendering import RenderError, default_values, mappings, render
-from support.place import ROOT
+from tools import chart_generator
+from tools.place import ROOT
 
 pytestmark = pytest.mark.chart
 CHART = ROOT / "charts" / "locust"
-PARAMS = generate.read_params(CHART / "values.yaml")
+PARAMS = chart_generator.read_params(CHART / "values.yaml")
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 OPEN = tuple(p.path for p in PARAMS if re.match(r"map\(|list\(", p.kind))
 TEMPLATES = sorted(file for file in (CHART / "templates").rglob("*") if file.is_file())
@@ -38,8 +38,8 @@ def refusals(values: Any) -> list[str]:
 
 
 def test_what_is_generated_is_up_to_date() -> None:
-    stale = [p.name for p, text in generate.outputs(CHART).items() if p.read_text() != text]
-    assert stale == [], "run: python3 k8s-tests/chart/generate.py charts/locust"
+    stale = [p.name for p, text in chart_generator.outputs(CHART).items() if p.read_text() != text]
+    assert stale == [], "run: python3 -m tools.chart_generator charts/locust"
 
 
 def test_defaults_follow_the_schema() -> None:
@@ -65,11 +65,11 @@ def test_every_value_is_documented_and_every_documented_value_exists() -> None:
             if not isinstance(value, dict):
                 assert name in documented or name.startswith(tuple(documented)), name
     for param in PARAMS:
-        generate.default_of(default_values(CHART), param.keys)
+        chart_generator.default_of(default_values(CHART), param.keys)
 
 
 @pytest.mark.parametrize("param", PARAMS, ids=lambda param: param.path)
-def test_every_value_is_used_in_a_template(param: generate.Param) -> None:
+def test_every_value_is_used_in_a_template(param: chart_generator.Param) -> None:
     """By its path, or by its last key where a template reads a part of the values by name."""
     if param.path in ("data.file", "schema.file", "data.inline", "schema.inline"):
         pattern = rf"\.Values\.{re.escape(param.path)}\b"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chart.rendering import CASE_IDS, CASES, Manifest, Object, mappings, render
-from support.place import ROOT
+from tools.place import ROOT
 
 pytestmark = pytest.mark.chart
 variant = pytest.mark.parametrize("file", CASES, ids=CASE_IDS)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chart.generate import read_params
 from chart.rendering import CHART, RenderError, render
+from tools.chart_generator import read_params
 
 pytestmark = pytest.mark.chart
 LOCUST = CHART.with_name("locust")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.audit import policy
-from support.audit.tools import MissingError
+from tools.audit import policy
+from tools.audit.tools import MissingError
 
 pytestmark = pytest.mark.chart
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from chart.rendering import Manifest, helm
-from support.place import ROOT
+from tools.place import ROOT
 
 pytestmark = pytest.mark.chart
 READMES = [ROOT / "README.md", ROOT / "charts" / "triton" / "README.md"]

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
-from embedded_triton.server import Server, running_server
 from tritonclient.utils import InferenceServerException
 
 from chart.rendering import CHART, Manifest, render
+from embedded_triton.server import Server, running_server
 
 pytestmark = [pytest.mark.chart, pytest.mark.triton]
 HEADER = "opened"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from chart.rendering import render
-from support import place, small
+from lib import small
+from tools import place
 
 pytestmark = pytest.mark.chart
 

@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from chart import generate
 from chart.rendering import CHART, RenderError, default_values, helm, mappings, render
+from tools import chart_generator
 
 pytestmark = pytest.mark.chart
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
-PARAMS = generate.read_params(CHART / "values.yaml")
+PARAMS = chart_generator.read_params(CHART / "values.yaml")
 # Maps whose keys the user chooses; every other map has fixed keys.
 OPEN = tuple(p.path for p in PARAMS if re.match(r"map\(|list\(any\)", p.kind))
 
@@ -86,8 +86,8 @@ def test_helm_refuses_a_wrong_value(values: dict[str, Any]) -> None:
 
 
 def test_what_is_generated_is_up_to_date() -> None:
-    stale = [p.name for p, text in generate.outputs(CHART).items() if p.read_text() != text]
-    assert stale == [], "run: python3 k8s-tests/chart/generate.py"
+    stale = [p.name for p, text in chart_generator.outputs(CHART).items() if p.read_text() != text]
+    assert stale == [], "run: python3 -m tools.chart_generator"
 
 
 def test_every_value_is_documented_and_every_documented_value_exists() -> None:
@@ -100,7 +100,7 @@ def test_every_value_is_documented_and_every_documented_value_exists() -> None:
                 leaves.add(name)
     assert leaves == set()
     for param in PARAMS:
-        assert generate.default_of(default_values(), param.keys) != "missing"
+        assert chart_generator.default_of(default_values(), param.keys) != "missing"
 
 
 def references() -> set[str]:

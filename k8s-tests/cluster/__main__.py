@@ -1,4 +1,4 @@
-"""`python3 -m cluster packages|up|hub|down|status|preflight|reset` (PYTHONPATH=k8s-tests)."""
+"""`python3 -m cluster packages|up|hub|down|status|preflight|reset`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.place import cache
+from tools.place import cache
 
 COMPONENTS_DIR = Path(__file__).parent / "components"
 PROGRESS_SECONDS = 8.0  # longest silence of a build

@@ -28,7 +28,7 @@ from functools import cache as remember
 from pathlib import Path
 
 from cluster import binaries
-from support.place import cache
+from tools.place import cache
 
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.place import cache
+from tools.place import cache
 
 # Of network namespaces, links and cgroups that are ours; another one lets a test of `up` and
 # `down` run a second cluster in a network of its own.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import binaries, network, plan
-from support.place import VERSION, cache
+from tools.place import VERSION, cache
 
 GIGABYTE = 1e9
 MEMORY_GIGABYTES = 6
@@ -34,6 +34,8 @@ PACKAGES = {
     "busybox-static": "/usr/bin/busybox",
     "curl": "/usr/bin/curl",
     "docker-registry": "/usr/bin/docker-registry",
+    "docker.io": "/usr/sbin/dockerd",  # the Docker way is tested on a real engine
+    "slirp4netns": "/usr/bin/slirp4netns",
     "skopeo": "/usr/bin/skopeo",
     "buildah": "/usr/bin/buildah",
     "debootstrap": "/usr/sbin/debootstrap",

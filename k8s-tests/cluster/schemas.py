@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import binaries
-from support.place import cache
+from tools.place import cache
 
 # Module, version and checksum (as in a go.sum; a go.mod cannot hold one module three times).
 KUBERNETES = {

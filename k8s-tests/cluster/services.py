@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import network, plan
-from support.images import manifest_digest
-from support.place import ROOT, cache
+from tools.place import ROOT, cache, python_path
+from tools.pushed_images import manifest_digest
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -88,12 +88,12 @@ def start_hub() -> None:
         return
     python = ROOT / ".venv" / "bin" / "python"
     words = [
-        *(str(python if python.exists() else sys.executable), "-m", "support.hub"),
+        *(str(python if python.exists() else sys.executable), "-m", "tools.hub_mirror"),
         *("--listen", f"{plan.SERVICES_ADDRESS}:{plan.HUB_PORT}"),
         *("--root", str(cache() / "hub")),
     ]
     # Here, because inside the fabric there is no way out to download anything.
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")}
+    env = {**os.environ, "PYTHONPATH": python_path()}
     if subprocess.run([*words, "--fill"], env=env, cwd=ROOT, check=False).returncode:
         raise ServiceError("the Hub mirror has no model to serve; the message above says why")
     _start("hub", words, plan.HUB_PORT, seconds=120)
@@ -127,7 +127,7 @@ def _start(name: str, words: Sequence[str], port: int, *, seconds: float = 30) -
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")},
+            env={**os.environ, "PYTHONPATH": python_path()},
             cwd=ROOT,
         )
     (plan.state() / f"{name}.pid").write_text(str(child.pid))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from support import dump, helm, install, place
-from support.helm import Release
-from support.small import values
+from lib import dump
+from lib.small import values
+from tools import helm, install, place
+from tools.helm import Release
 
 GATED_TOKEN = "hf_test_token_open_sesame"
 

@@ -13,12 +13,13 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from cluster import plan
-from support import client, helm, install, place
-from support.ask import question
-from support.helm import Release
-from support.install import door, grpc_address
-from support.small import NODES, TRAEFIK, values
-from support.wait import until
+from lib import client
+from lib.small import NODES, TRAEFIK, values
+from tools import helm, install, place
+from tools.ask import question
+from tools.helm import Release
+from tools.install import door, grpc_address
+from tools.wait import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

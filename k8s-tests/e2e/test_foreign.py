@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support import helm, install, place, up
-from support.steps import StepFailedError
+from tools import helm, install, place, up
+from tools.steps import StepFailedError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -37,7 +37,7 @@ def elsewhere(
 def support(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", f"support.{module}", *words],
-        env={**os.environ, "PYTHONPATH": str(place.ROOT / "k8s-tests")},
+        env={**os.environ, "PYTHONPATH": place.python_path()},
         cwd=place.ROOT,
         capture_output=True,
         text=True,

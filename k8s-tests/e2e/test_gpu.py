@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from support import helm, install, place
-from support.helm import Release
-from support.small import values
-from support.wait import until
+from lib.small import values
+from tools import helm, install, place
+from tools.helm import Release
+from tools.wait import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from support import helm, install, place
-from support.helm import CommandFailedError, Release
-from support.small import SIMULATED, several, values
-from support.wait import until
+from lib.small import SIMULATED, several, values
+from tools import helm, install, place
+from tools.helm import CommandFailedError, Release
+from tools.wait import until
 
 from .conftest import GATED_TOKEN
 

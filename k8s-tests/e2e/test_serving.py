@@ -10,12 +10,12 @@ from typing import Any
 import openai
 import pytest
 
-from support import helm
-from support.ask import Door, question
-from support.helm import Release
-from support.install import door as find_door
-from support.prometheus import free_port
-from support.wait import until
+from lib.prometheus import free_port
+from tools import helm
+from tools.ask import Door, question
+from tools.helm import Release
+from tools.install import door as find_door
+from tools.wait import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import tritonclient.grpc as triton
-from scaling.load import Outcome, Record
 from tritonclient.utils import InferenceServerException
 
 from faults.traffic import STREAM_TOKENS, TOKENS, Traffic
+from lib.offered_load import Outcome, Record
 
 CALLERS = 3  # threads that share the channel of the calls
 TIMEOUT = 30.0

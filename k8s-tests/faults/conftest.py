@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from faults import results, servers
-from support import place
-from support.helm import Release
+from faults import servers
+from tools import fault_table, place
+from tools.helm import Release
 
 
 @pytest.fixture
@@ -44,16 +44,18 @@ def embedded(here: place.Place) -> None:
 
 
 @pytest.fixture(scope="session")
-def versions(here: place.Place) -> results.Versions:
+def versions(here: place.Place) -> fault_table.Versions:
     """The versions of what is hit."""
-    return results.Versions(here)
+    return fault_table.Versions(here)
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, versions: results.Versions) -> Iterator[results.Row]:
+def row(
+    request: pytest.FixtureRequest, versions: fault_table.Versions
+) -> Iterator[fault_table.Row]:
     """The test's row of the table; saved with its outcome when the test has ended."""
     file, _, name = request.node.location
-    made = results.Row(name=re.sub(r"[^\w.-]+", "-", name), order=file)
+    made = fault_table.Row(name=re.sub(r"[^\w.-]+", "-", name), order=file)
     start = time.monotonic()
     yield made
     report = getattr(request.node, "report_call", None)

@@ -7,10 +7,11 @@ from typing import Any
 
 from cluster.node import Node
 from cluster.plan import node as plan_of
-from support import helm, small
-from support.helm import Release
-from support.place import RELEASE, Place
-from support.wait import until
+from lib import small
+from tools import helm
+from tools.helm import Release
+from tools.place import RELEASE, Place
+from tools.wait import until
 
 MODEL = "simulated"
 PARAMETERS = {"ttft_ms": 100, "inter_token_ms": 20, "slots": 16, "max_queue": 64}

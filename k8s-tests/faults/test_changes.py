@@ -19,12 +19,12 @@ import pytest
 
 from cluster import plan
 from faults import servers, traffic
-from faults.results import Row
-from support import helm
-from support.helm import Release
-from support.install import door
-from support.place import ROOT
-from support.wait import until
+from tools import helm
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.install import door
+from tools.place import ROOT
+from tools.wait import until
 
 pytestmark = [
     pytest.mark.cluster,

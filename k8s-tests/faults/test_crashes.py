@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from faults import servers, traffic
-from faults.results import Row
-from support import helm
-from support.helm import Release
-from support.install import door
-from support.wait import until
+from tools import helm
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.install import door
+from tools.wait import until
 from triton_hf.models.pbtxt import model_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(420)]

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from faults import channel, servers, traffic
-from faults.results import Row
-from support import client, helm
-from support.helm import Release
-from support.install import door, grpc_address
-from support.wait import until
+from lib import client
+from tools import helm
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.install import door, grpc_address
+from tools.wait import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(420)]
 

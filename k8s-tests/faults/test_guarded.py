@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from faults import hostile, servers
-from faults.results import Row
-from support.ask import Door
-from support.helm import Release
-from support.install import door
+from benchmarks import hostile
+from faults import servers
+from tools.ask import Door
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.install import door
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(300)]
 

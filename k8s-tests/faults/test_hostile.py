@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from embedded_triton.server import Server
 
-from faults import hostile
+from benchmarks import hostile
+from embedded_triton.server import Server
 
 pytestmark = pytest.mark.triton
 SEED = 7

@@ -13,15 +13,15 @@ import pytest
 from cluster import plan
 from cluster.node import Node
 from faults import servers, traffic
-from faults.hub import hub_that
-from faults.results import Row
-from support import helm
-from support.helm import Release
-from support.hub.repositories import GATED_REPOSITORY, GATED_TOKEN
-from support.install import door
-from support.install import ensure_token as install_token
-from support.models import REPOSITORY
-from support.wait import until
+from faults.hub_outage import hub_that
+from tools import helm
+from tools.demo_model import REPOSITORY
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.hub_mirror.repositories import GATED_REPOSITORY, GATED_TOKEN
+from tools.install import door
+from tools.install import ensure_token as install_token
+from tools.wait import until
 
 pytestmark = [
     pytest.mark.cluster,

@@ -13,12 +13,12 @@ import pytest
 from cluster import plan
 from cluster.node import Node
 from faults import servers, traffic
-from faults.hub import hub_down
-from faults.results import Row
-from support import helm, place
-from support.helm import Release
-from support.install import door
-from support.wait import until
+from faults.hub_outage import hub_down
+from tools import helm, place
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.install import door
+from tools.wait import until
 
 pytestmark = [
     pytest.mark.cluster,

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scaling.load import Load, infer
 
 from faults import servers, traffic
-from faults.results import Row
-from support.helm import Release
-from support.install import door
+from lib.offered_load import Load, infer
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.install import door
 
 pytestmark = [
     pytest.mark.cluster,

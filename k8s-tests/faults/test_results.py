@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from faults import __main__ as command
-from faults import results
-from faults.results import Row
+from tools import fault_table
+from tools import run_faults as command
+from tools.fault_table import Row
 
 HERE = "k8s-tests/faults/test_results.py"
 FIRST = "test_the_newest_row_of_a_fault_wins_and_others_stay"
@@ -25,7 +25,7 @@ def test_the_newest_row_of_a_fault_wins_and_others_stay() -> None:
         row(f"{FIRST}-a-", "2026-01-02", measured="again"),
         row(f"{FIRST}-b-", "2026-01-01", measured="left by an older run"),
     ]
-    assert [(r.name, r.measured) for r in results.merged(known, more)] == [
+    assert [(r.name, r.measured) for r in fault_table.merged(known, more)] == [
         (f"{FIRST}-a-", "again"),
         (f"{FIRST}-b-", ""),
     ]
@@ -33,16 +33,16 @@ def test_the_newest_row_of_a_fault_wins_and_others_stay() -> None:
 
 def test_rows_are_in_the_order_of_the_tests_and_those_of_no_test_are_left_out() -> None:
     gone = [row("test_that_was_renamed", "2026-01-01"), Row(name="x", order="no/such/file.py")]
-    other = Row(name="soak", order="k8s-tests/faults/soak")
-    found = results.merged([other, *gone], [row(LAST, "2026-01-01"), row(FIRST, "2026-01-01")])
+    other = Row(name="soak", order="benchmarks/soak")
+    found = fault_table.merged([other, *gone], [row(LAST, "2026-01-01"), row(FIRST, "2026-01-01")])
     assert [r.name for r in found] == ["soak", FIRST, LAST]
 
 
 def test_what_is_committed_is_what_the_command_would_write() -> None:
-    rows = results.read()
+    rows = fault_table.read()
     assert rows
-    assert results.TABLE.read_text("utf-8") == results.table(rows)
-    assert results.merged(rows, []) == rows
+    assert fault_table.TABLE.read_text("utf-8") == fault_table.table(rows)
+    assert fault_table.merged(rows, []) == rows
 
 
 @pytest.mark.parametrize(("tests", "table", "code"), [(1, 0, 1), (0, 0, 0), (0, 1, 1)])

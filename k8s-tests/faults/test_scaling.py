@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scaling import load
-from scaling import release as scaled
-from scaling.watch import Watcher
 
 from faults import servers, traffic
-from faults.results import Row
-from support import helm, place
-from support.helm import Release
-from support.install import door
-from support.prometheus import in_cluster
-from support.wait import until
+from lib import offered_load
+from lib import scaled_release as scaled
+from lib.prometheus import in_cluster
+from lib.watch import Watcher
+from tools import helm, place
+from tools.fault_table import Row
+from tools.helm import Release
+from tools.install import door
+from tools.wait import until
 
 pytestmark = [
     pytest.mark.cluster,
@@ -65,16 +65,20 @@ def following(here: place.Place, **more: Any) -> Iterator[tuple[Release, Watcher
             yield release, watcher
 
 
-def calls_of(release: Release) -> load.Target:
+def calls_of(release: Release) -> offered_load.Target:
     """Return the plain call of 2 s."""
     way = door(release.place, release)
-    return load.infer(way.address, way.port, scaled.MODEL, host=way.host, max_tokens=CALL_TOKENS)
+    return offered_load.infer(
+        way.address, way.port, scaled.MODEL, host=way.host, max_tokens=CALL_TOKENS
+    )
 
 
-def streams_of(release: Release) -> load.Target:
+def streams_of(release: Release) -> offered_load.Target:
     """Return the stream of 20 s."""
     way = door(release.place, release)
-    return load.stream(way.address, way.port, scaled.MODEL, host=way.host, max_tokens=STREAM_TOKENS)
+    return offered_load.stream(
+        way.address, way.port, scaled.MODEL, host=way.host, max_tokens=STREAM_TOKENS
+    )
 
 
 def test_one_to_four_and_back_under_load_loses_nothing(here: place.Place, row: Row) -> None:
@@ -82,7 +86,10 @@ def test_one_to_four_and_back_under_load_loses_nothing(here: place.Place, row: R
     row.mark = "0 failed of >= 2,000 requests; 0 broken streams"
     with following(here, most=4) as (release, watcher):
         ready = watcher.timeline
-        with load.Load([streams_of(release)]) as streams, load.Load([calls_of(release)]) as calls:
+        with (
+            offered_load.Load([streams_of(release)]) as streams,
+            offered_load.Load([calls_of(release)]) as calls,
+        ):
             made = traffic.Traffic(plain=calls, streams=streams)
             streams.clients(STREAMS)
             calls.clients(3)
@@ -116,7 +123,7 @@ def test_ten_minutes_of_noise_change_nothing(here: place.Place, row: Row) -> Non
     row.mark = "0 flaps: the autoscaler keeps its decision"
     words = {"most": 6, "settle": None, "target": TARGET, "parameters": PARAMETERS}
     with following(here, least=2, **words) as (release, watcher):
-        with load.Load([calls_of(release)]) as calls:
+        with offered_load.Load([calls_of(release)]) as calls:
             calls.rate(1.4 * TARGET / CALL_SECONDS)
             begun = time.time()
             until(lambda: calls.record.in_flight(time.time()) > TARGET, seconds=60, every=0.2)
@@ -201,7 +208,7 @@ def test_lost_metrics_do_not_scale_in_and_found_ones_do(
                 pytest.fail(f"the autoscaler went to {timeline.value('desired')} without metrics")
             return True
 
-        with load.Load([calls_of(release)]) as calls:
+        with offered_load.Load([calls_of(release)]) as calls:
             calls.clients(2 * TARGET)
             until(lambda: timeline.value("desired") == 2, seconds=180)
             servers.wait_settled(release, 2)

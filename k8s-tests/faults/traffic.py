@@ -12,10 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from scaling.load import Load, Outcome, Record, infer, stream
-
-from support.ask import Door
-from support.wait import until
+from lib.offered_load import Load, Outcome, Record, infer, stream
+from tools.ask import Door
+from tools.wait import until
 
 RATE = 12.0  # plain calls a second
 STREAMS = 4  # streams open at any time

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, environment, known_server
-from test_record import some_record
 
+from lib.locust_runs import ROOT, environment, known_server
+from lib.records import some_record
 from triton_load import capacity, record
 from triton_load.capacity import Wish
 from triton_load.errors import LoadTestError

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from embedded_triton.server import Server, running_server
-from running import ROOT, Known, free_port, known_server, locust, measured
 
+from embedded_triton.server import Server, running_server
+from lib.locust_runs import ROOT, Known, free_port, known_server, locust, measured
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec
 from triton_load import record

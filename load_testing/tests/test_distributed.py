@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from running import (
+
+from lib.locust_runs import (
     SPAWNED,
     STREAM,
     TOKENS,
@@ -22,7 +23,6 @@ from running import (
     says,
     start_locust,
 )
-
 from triton_load import record
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from running import STREAM, TOKENS, known_server, measured, rate, ticker
 
+from lib.locust_runs import STREAM, TOKENS, known_server, measured, rate, ticker
 from triton_load import record
 
 CALM_SECONDS = 0.001

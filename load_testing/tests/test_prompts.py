@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from embedded_triton.server import Server, running_server
-from running import measured
 
-from support.hub.repositories import populate
-from support.hub.server import running_hub
-from support.models import REPOSITORY
+from embedded_triton.server import Server, running_server
+from lib.locust_runs import measured
+from tools.demo_model import REPOSITORY
+from tools.hub_mirror.repositories import populate
+from tools.hub_mirror.server import running_hub
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec
 from triton_load import record

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from embedded_triton.server import running_server
-from pooling_testing import Pooled, write_store
-from triton_testing import Client
 
-from support.hub.repositories import populate
-from support.hub.server import HubServer, running_hub
-from support.models import REPOSITORY
+from embedded_triton.server import running_server
+from lib.pooling_models import Pooled, write_store
+from lib.triton_client import Client
+from tools.demo_model import REPOSITORY
+from tools.hub_mirror.repositories import populate
+from tools.hub_mirror.server import HubServer, running_hub
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from triton_testing import Client
+
+from lib.triton_client import Client
 
 
 def tensor(**changes: Any) -> dict[str, Any]:

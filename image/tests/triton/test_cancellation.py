@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
-from embedded_triton.server import running_server
-from openai_testing import Api, running_api
-from triton_testing import Client, eventually
 
+from embedded_triton.server import running_server
+from lib.openai_server import Api, running_api
+from lib.triton_client import Client, eventually
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec
 

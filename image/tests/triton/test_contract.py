@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from triton_testing import Client, eventually
 from tritonclient.utils import InferenceServerException
+
+from lib.triton_client import Client, eventually
 
 LENGTHS = {"prompt_tokens": "INT32", "completion_tokens": "INT32"}
 

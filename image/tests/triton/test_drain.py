@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc
-from embedded_triton.server import Server, running_server
 
+from embedded_triton.server import Server, running_server
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec
 

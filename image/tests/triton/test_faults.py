@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from embedded_triton.server import EmbeddedError, Server, free_ports, is_ready, running_server
-from triton_testing import Client, eventually
 
+from embedded_triton.server import EmbeddedError, Server, free_ports, is_ready, running_server
+from lib.triton_client import Client, eventually
 from triton_hf.errors import EXIT_ENGINE
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec

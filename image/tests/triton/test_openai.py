@@ -16,8 +16,9 @@ import msgspec
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
-from openai_testing import Api, running_api
-from triton_testing import Client, eventually
+
+from lib.openai_server import Api, running_api
+from lib.triton_client import Client, eventually
 
 MESSAGES: list[Any] = [{"role": "user", "content": "one two three"}]
 

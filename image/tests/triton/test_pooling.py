@@ -6,10 +6,11 @@ import urllib.request
 from typing import Any
 
 import numpy as np
-import pooling_testing as tiny
 import pytest
-from pooling_testing import Pooled
-from triton_testing import eventually
+
+from lib import pooling_models as tiny
+from lib.pooling_models import Pooled
+from lib.triton_client import eventually
 
 TEXTS = [text for text in tiny.TEXTS if "[" not in text]
 

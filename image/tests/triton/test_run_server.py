@@ -15,8 +15,9 @@ from typing import Any
 
 import openai
 import pytest
+
 from embedded_triton.server import Ports, Server, free_ports
-from triton_testing import Client, eventually
+from lib.triton_client import Client, eventually
 
 ROOT = Path(__file__).resolve().parents[3]
 MARK = "RUN_SERVER_TEST"

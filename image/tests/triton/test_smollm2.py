@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
-from openai_testing import Api, running_api
-from triton_testing import Client, eventually
 
-from support.models import ensure_smollm2
+from lib.openai_server import Api, running_api
+from lib.triton_client import Client, eventually
+from tools.demo_model import ensure_smollm2
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import queue
 from pathlib import Path
 from typing import Any
 
-import architectures_testing as tiny
 import pytest
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
+from lib import architectures as tiny
 from triton_hf.contract import Message, Sampling
 from triton_hf.engines.transformers_engine import TransformersEngine
 from triton_hf.errors import SettingsError

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from triton_testing import eventually
 
+from lib.triton_client import eventually
 from triton_hf import health
 from triton_hf.contract import Message, Sampling
 from triton_hf.engines.base import FAULTS_BEFORE_PROOF

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from triton_native.library import AMX, AVX512_BF16, LEVELS, best_level, fallback, load_library
-from triton_testing import need_native_step
 
+from lib.triton_client import need_native_step
 from triton_hf.compute import load
 from triton_hf.cpu import cpu_flags
 from triton_hf.engines.transformers_engine import TransformersEngine
@@ -19,6 +18,7 @@ from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.models.settings import ModelSettings
 from triton_hf.runtime import cache_root
+from triton_native.library import AMX, AVX512_BF16, LEVELS, best_level, fallback, load_library
 
 
 @pytest.fixture(autouse=True)

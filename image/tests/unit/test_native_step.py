@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
+from lib.triton_client import need_native_step
+from triton_hf.runtime import cache_root
 from triton_native.checkpoint import FolderCheckpoint, ModelCheckpoint
 from triton_native.library import (
     AMX,
@@ -28,9 +31,6 @@ from triton_native.library import (
 )
 from triton_native.runner import NativeRunner
 from triton_native.weights import rotation
-from triton_testing import need_native_step
-
-from triton_hf.runtime import cache_root
 
 VOCABULARY = 321
 POSITIONS = 256

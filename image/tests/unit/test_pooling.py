@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooling_testing as tiny
 import pytest
 import torch
 import transformers
 
+from lib import pooling_models as tiny
 from triton_hf.engines import pooling
 from triton_hf.engines.pooling import PoolingEngine
 from triton_hf.errors import OverloadedError, RequestError, SettingsError, TritonHFError

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from triton_testing import eventually
 
+from lib.triton_client import eventually
 from triton_hf.engines.simulated_engine import SimulatedEngine
 from triton_hf.engines.text import TextEvent
 from triton_hf.errors import EngineError, OverloadedError, RequestError

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from triton_testing import eventually
 
-from support.hub.server import Faults, HubServer, running_hub
+from lib.triton_client import eventually
+from tools.hub_mirror.server import Faults, HubServer, running_hub
 from triton_hf import progress as progress_module
 from triton_hf.errors import (
     EXIT_ACCESS,

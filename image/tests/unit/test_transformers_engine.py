@@ -19,9 +19,8 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from triton_native.runner import NativeRunner
-from triton_testing import eventually, need_native_step
 
+from lib.triton_client import eventually, need_native_step
 from triton_hf.compute import load
 from triton_hf.compute.packed_linear import Int8Linear
 from triton_hf.compute.torch_runner import TorchRunner
@@ -34,6 +33,7 @@ from triton_hf.errors import EngineError, EngineStoppedError, RequestError, Sett
 from triton_hf.health import Heartbeat
 from triton_hf.metrics import Metrics
 from triton_hf.models.settings import ModelSettings
+from triton_native.runner import NativeRunner
 
 VOCABULARY = 320
 TIMEOUT = 60
@@ -253,15 +253,22 @@ def test_reading_a_prompt_in_chunks_changes_nothing(make, monkeypatch, family) -
 def test_between_two_steps_of_the_others_at_most_one_chunk_is_read(make, monkeypatch) -> None:
     monkeypatch.setitem(transformers_engine.CHUNK_TOKENS, "cpu", 16)
     bench = make()
-    runner, calls = bench.engine._runner, []
+    runner, calls, came = bench.engine._runner, [], threading.Event()
     extend, step = runner.extend, runner.step
+
+    def counted(ids: Any) -> Any:
+        calls.append(0)
+        came.wait(TIMEOUT)  # the first request runs on only when the others have come
+        return step(ids)
+
     monkeypatch.setattr(
         runner, "extend", lambda seq, ids: (calls.append(len(ids)), extend(seq, ids))[1]
     )
-    monkeypatch.setattr(runner, "step", lambda ids: (calls.append(0), step(ids))[1])
+    monkeypatch.setattr(runner, "step", counted)
     running = bench.ask(prompt(3), max_tokens=60)
     running.events.get(timeout=TIMEOUT)
     others = [bench.ask(prompt(length), max_tokens=2) for length in (200, 5, 5)]
+    came.set()
     for one in (*others, running):
         one.text()
     assert sum(calls) == 213

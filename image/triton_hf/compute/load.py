@@ -130,6 +130,7 @@ def stored_runner(folder: Path, config: Any, settings: ModelSettings) -> MixingR
 
 def _make_native(checkpoint: Checkpoint, settings: ModelSettings) -> MixingRunner:
     import torch
+
     from triton_native.runner import NativeRunner
 
     threads = torch.get_num_threads()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from chart.rendering import render
 
+from chart.rendering import render
 from cluster import addons, binaries, images, schemas
 
 VALUES = addons.Values(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cluster import plan
-from support.place import Place
-from support.wait import until
+from tools.place import Place
+from tools.wait import until
 
 pytestmark = pytest.mark.cluster
 

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from cluster import binaries, node, plan, preflight
-from support.place import ROOT, cache
-from support.wait import until
+from tools.place import ROOT, cache, python_path
+from tools.wait import until
 
 pytestmark = pytest.mark.root
 
@@ -82,7 +82,7 @@ class Machine:
             **{name: value for name, value in os.environ.items() if name != "KUBECONFIG"},
             "TRITON_CACHE": str(self.cache),
             "TRITON_CLUSTER_PREFIX": PREFIX,
-            "PYTHONPATH": str(ROOT / "k8s-tests"),
+            "PYTHONPATH": python_path(),
         }
         return subprocess.Popen(
             [*enter, *words], env=environment, cwd=ROOT, text=True, stdin=subprocess.DEVNULL, **more

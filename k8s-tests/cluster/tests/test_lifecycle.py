@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster import lifecycle
-from support.place import ROOT
-from support.wait import until
+from tools.place import python_path
+from tools.wait import until
 
 # A process that takes over what is left without a parent, as systemd of a user and containers do.
 SUBREAPER = """
@@ -45,7 +45,7 @@ sys.exit(command.main())
 
 
 def test_sigterm_ends_a_command_as_it_ends_itself_and_nothing_speaks_on() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     with subprocess.Popen(
         [sys.executable, "-c", ENDED], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -76,7 +76,7 @@ def test_a_long_step_says_that_it_goes_on_and_how_long_it_took(
 
 def test_nothing_speaks_for_a_step_that_was_killed_under_a_subreaper() -> None:
     words = [sys.executable, "-c", SUBREAPER, STEP]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "k8s-tests")}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     with subprocess.Popen(
         words, env=environment, stdout=subprocess.PIPE, text=True, cwd=Path("/")
     ) as reaper:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from support import dump, helm, images, install, load, place, small
-from support.helm import Release
-from support.steps import Board
+from lib import dump, small
+from tools import helm, install, load_test, place, pushed_images
+from tools.helm import Release
+from tools.steps import Board
 
 MODEL = "simulated"
 SPEC = {"engine": "simulated", "parameters": {"ttft_ms": 20, "inter_token_ms": 2, "slots": 8}}
@@ -23,7 +24,7 @@ def served(here: place.Place) -> Iterator[Release]:
     """A simulated model in a namespace of the module's own."""
     namespace = f"load-tests-{uuid.uuid4().hex[:5]}"
     install.ensure_namespace(here, namespace)
-    load.ensure_image(here, Board())
+    load_test.ensure_image(here, Board())
     release = Release(place=here, namespace=namespace, name="triton")
     chosen = small.values(here, f"{namespace}.test", models={MODEL: SPEC})
     chosen["ingress"] = {"enabled": False}
@@ -43,7 +44,7 @@ Start = Callable[..., Release]
 def settings(here: place.Place, **changes: Any) -> dict[str, Any]:
     """Return the values of a run of some seconds, with whole sections replaced or extended."""
     chosen: dict[str, Any] = {
-        "image": images.values(here, load.IMAGE),
+        "image": pushed_images.values(here, load_test.IMAGE),
         "target": {"model": MODEL},
         "run": {
             "client": "stream",
@@ -73,7 +74,9 @@ def start(served: Release, request: pytest.FixtureRequest) -> Iterator[Start]:
         name = name or f"t{uuid.uuid4().hex[:5]}"
         release = made.setdefault(
             name,
-            Release(place=served.place, namespace=served.namespace, name=name, chart=load.CHART),
+            Release(
+                place=served.place, namespace=served.namespace, name=name, chart=load_test.CHART
+            ),
         )
         release.apply(settings(served.place, **changes), wait=False)
         return release
@@ -86,20 +89,20 @@ def start(served: Release, request: pytest.FixtureRequest) -> Iterator[Start]:
         release.uninstall()
 
 
-def ended(release: Release, *, seconds: float = 120) -> load.Ended:
+def ended(release: Release, *, seconds: float = 120) -> load_test.Ended:
     """Wait for the end of a run."""
-    return load.wait(release, Board(), seconds=seconds)
+    return load_test.wait(release, Board(), seconds=seconds)
 
 
 def report_of(release: Release, folder: str, into: Path) -> dict[str, Any]:
     """Fetch a run's report; return its record."""
-    where = load.fetch(release, folder=folder, into=into)
+    where = load_test.fetch(release, folder=folder, into=into)
     record: dict[str, Any] = json.loads((where / "run.json").read_text())
     return record
 
 
 def condition(release: Release, component: str = "master") -> str:
     """Return `Complete`, `Failed` or the empty string for the newest Job of a component."""
-    job = load.newest_job(release, component)
+    job = load_test.newest_job(release, component)
     assert job is not None
-    return load.finished(job)
+    return load_test.finished(job)

@@ -15,12 +15,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from load.tests.conftest import Start, condition, ended, report_of, settings
 
-from support import helm, install, load, place
-from support.helm import Release
-from support.place import ROOT
-from support.wait import until
+from load.tests.conftest import Start, condition, ended, report_of, settings
+from tools import helm, install, load_test, place
+from tools.helm import Release
+from tools.place import ROOT
+from tools.wait import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 FILES = {"run.json", "report.html", "summary.txt", "locust_stats.csv", "locust_stats_history.csv"}
@@ -35,7 +35,7 @@ def kubectl(release: Release, *words: str) -> str:
 
 def running(release: Release, component: str) -> list[str]:
     """Return the names of a run's pods of one component that run."""
-    pods = load.pods(release, component)
+    pods = load_test.pods(release, component)
     return [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
 
 
@@ -78,7 +78,7 @@ def test_workers_of_a_good_run_end_well_and_away_from_gpu_nodes(start: Start) ->
     release = start()
     assert ended(release).exit_code == 0
     until(lambda: condition(release, "worker") == "Complete", seconds=30)
-    pods = [*load.pods(release, "master"), *load.pods(release, "worker")]
+    pods = [*load_test.pods(release, "master"), *load_test.pods(release, "worker")]
     assert len(pods) == 3
     for pod in pods:
         node = helm.get(release.place, release.namespace, "node", pod["spec"]["nodeName"])
@@ -236,7 +236,7 @@ def test_a_search_finds_what_a_server_holds_and_keeps_every_step(
     end = ended(release, seconds=200)
     assert end.exit_code == 0
     until(lambda: condition(release) == "Complete", seconds=10)
-    assert load.newest_job(release, "worker") is None
+    assert load_test.newest_job(release, "worker") is None
     record = report_of(release, end.folder, tmp_path)
     notes = record["notes"]
     assert [(step["load"], step["result"]) for step in notes["steps"]] == [
@@ -304,13 +304,13 @@ def test_numbers_and_page_of_a_run_reach_those_whom_the_policies_admit(
         webUI={"enabled": True, "ingress": {"enabled": True, "host": host, **controller}},
     )
     loading(release)
-    (master,) = load.pods(release, "master")
-    image = load.image_of(release)
+    (master,) = load_test.pods(release, "master")
+    image = load_test.image_of(release)
     url = f"http://{master['status']['podIP']}:9646/metrics"
     code = f"from urllib.request import urlopen as u; print(u({url!r}, timeout=5).read().decode())"
     with (
-        load.bystander(release, image, labels=scraper) as friend,
-        load.bystander(release, image) as stranger,
+        load_test.bystander(release, image, labels=scraper) as friend,
+        load_test.bystander(release, image) as stranger,
     ):
         words = ("--", "python3", "-c", code)
         numbers = until(lambda: kubectl(release, "exec", friend, *words), seconds=30)
@@ -390,9 +390,9 @@ def test_a_master_that_is_evicted_still_writes_its_report(start: Start, tmp_path
 
 def test_the_report_outlives_the_pods_that_the_ttl_removes(start: Start, tmp_path: Path) -> None:
     release = start(jobs={"ttlSecondsAfterFinished": 1, "deadlineSeconds": 600})
-    until(lambda: load.pods(release, "master") != [], seconds=60)
-    until(lambda: load.newest_job(release, "master") is None, seconds=120)
-    until(lambda: load.newest_job(release, "worker") is None, seconds=60)
+    until(lambda: load_test.pods(release, "master") != [], seconds=60)
+    until(lambda: load_test.newest_job(release, "master") is None, seconds=120)
+    until(lambda: load_test.newest_job(release, "worker") is None, seconds=60)
     record = report_of(release, "", tmp_path)
     assert record["verdict"]["result"] == "pass"
     assert record["name"] == f"{release.name}-locust-run-1"
@@ -432,12 +432,12 @@ def test_the_command_tells_verdict_and_place_and_fetches_again(
     words = ["--namespace", served.namespace, "--release", "asked", "--json"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "support.load", *more, *words]
+        command = [sys.executable, "-m", "tools.load_test", *more, *words]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     done = run("--values", str(values), "--into", str(tmp_path / "run"))
     release = Release(
-        place=served.place, namespace=served.namespace, name="asked", chart=load.CHART
+        place=served.place, namespace=served.namespace, name="asked", chart=load_test.CHART
     )
     try:
         assert done.returncode == 1, done.stdout + done.stderr
