@@ -37,8 +37,12 @@ class ModelFiles:
         generation_config: The defaults of `generate`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, quantised: bool = False) -> None:
         """Read the files.
+
+        Args:
+            folder: Holds them.
+            quantised: Whether the weights may be quantised.
 
         Raises:
             OSError: A file is missing.
@@ -46,7 +50,7 @@ class ModelFiles:
         """
         from transformers import GenerationConfig
 
-        if why := unservable(json_reader(folder)):
+        if why := unservable(json_reader(folder), quantised=quantised):
             raise ValueError(f"it {why}")
         self.config: Any = None
         if (folder / "generation_config.json").is_file():

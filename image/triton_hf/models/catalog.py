@@ -7,6 +7,7 @@ from triton_hf.models.parameters import (
     Choice,
     Flag,
     Integer,
+    Mapped,
     Number,
     Parameter,
     StopStrings,
@@ -127,6 +128,39 @@ BATCHING = table(
         meaning="`embed`, `rank` and `classify`: most tokens of one forward pass, padding included",
     ),
 )
+
+VLLM = table(
+    COMPUTE["dtype"],
+    Parameter(
+        name="engine_args",
+        kind=Mapped(),
+        default="{}",
+        meaning="arguments of vLLM's engine (`AsyncEngineArgs`), such as "
+        "`{gpu_memory_utilization: 0.8}`; those that are parameters here are refused",
+    ),
+)
+# Arguments of vLLM's engine that something else decides.
+VLLM_OWNED = {
+    "model": "'repository'",
+    "served_model_name": "the name of the model",
+    "tokenizer": "the repository",
+    "tokenizer_revision": "'revision'",
+    "revision": "'revision'",
+    "code_revision": "'revision'",
+    "hf_token": "the model-sync Job, which alone has a token",
+    "download_dir": "the model store",
+    "dtype": "'dtype'",
+    "max_num_seqs": "'slots'",
+    "max_model_len": "'max_total_tokens'",
+    "max_num_queued_reqs": "'max_queue'",
+    "generation_config": "the sampling parameters of the model",
+    "override_generation_config": "the sampling parameters of the model",
+    "trust_remote_code": "the server: no code of a repository is run",
+    "runner": "the task of the model",
+    "stream_interval": "'stream_events'",
+    "disable_log_stats": "the server, whose gauges need the statistics",
+    "skip_tokenizer_init": "the server",
+}
 
 SIMULATED = table(
     Parameter(

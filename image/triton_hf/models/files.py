@@ -98,10 +98,12 @@ def refusal(names: Iterable[str], *, read: Read, task: str = DEFAULT_TASK) -> st
     return None
 
 
-def unservable(read: Read, task: str = DEFAULT_TASK) -> str | None:
+def unservable(read: Read, task: str = DEFAULT_TASK, *, quantised: bool = False) -> str | None:
     """Say why a model cannot be served, judged by its JSON files alone; None if it may."""
     config = read("config.json")
-    return task_refusal(read, task) or quantisation(config if isinstance(config, dict) else {})
+    if why := task_refusal(read, task):
+        return why
+    return None if quantised else quantisation(config if isinstance(config, dict) else {})
 
 
 def quantisation(config: Mapping[str, Any]) -> str | None:

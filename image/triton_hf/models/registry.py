@@ -128,6 +128,14 @@ ENGINES: dict[str, EngineKind] = {
             paced=True,
         ),
         EngineKind(
+            name="vllm",
+            task=TEXT,
+            factory="triton_hf.engines.vllm_engine:VllmEngine",
+            parameters={**catalog.QUEUE, **catalog.REPOSITORY, **catalog.VLLM},
+            needs_repository=True,
+            paced=True,
+        ),
+        EngineKind(
             name="simulated",
             task=TEXT,
             factory="triton_hf.engines.simulated_engine:SimulatedEngine",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from triton_hf.errors import SettingsError
 from triton_hf.models import catalog
@@ -75,6 +76,7 @@ class ModelSettings:
     max_input_tokens: int | None = None
     batch_tokens: int | None = None
     stream_events: int | None = None
+    engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
     pooling: PoolingDefaults = dataclasses.field(default_factory=PoolingDefaults)
     simulated: SimulatedSettings = dataclasses.field(default_factory=SimulatedSettings)
@@ -140,6 +142,11 @@ def _simulated_settings(values: Mapping[str, float]) -> SimulatedSettings:
 
 
 def _check(settings: ModelSettings) -> None:
+    for name in settings.engine_args:
+        if name in catalog.VLLM_OWNED:
+            raise SettingsError(
+                f"parameter 'engine_args' has '{name}', which is set by {catalog.VLLM_OWNED[name]}"
+            )
     if settings.kind.needs_repository and not settings.repo_id:
         raise SettingsError("parameter 'repo_id' is missing; it names the repository on the Hub")
     if settings.max_total_tokens <= settings.max_prompt_tokens:

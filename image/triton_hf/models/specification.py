@@ -89,7 +89,17 @@ def _parameter_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Helm turns whole numbers into 8.0
+    if isinstance(value, dict):
+        return json.dumps(_whole_numbers(value), sort_keys=True)
     return str(value)
+
+
+def _whole_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_spec(spec: ModelSpec) -> None:
