@@ -82,9 +82,9 @@ verify: venv ## Fail if something generated is out of date (`make generate` mend
 	@$(PY) -m dashboards verify
 
 .PHONY: add-model
-add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [REVISION=...] [SET="slots=8 ..."]
+add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [TASK=...] [REVISION=...] [SET="slots=8 ..."]
 	@$(PY) -m triton_hf.models.repository add $(NAME) --repository $(REPOSITORY) \
-	  $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
+	  $(if $(TASK),--task $(TASK)) $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
 
 .PHONY: unit
 unit: venv ## Tests that need no server and no cluster
@@ -93,6 +93,14 @@ unit: venv ## Tests that need no server and no cluster
 .PHONY: serving
 serving: venv ## Tests against a real tritonserver on this machine
 	@$(PY) -m tools.test serving
+
+.PHONY: docker
+docker: venv ## The Docker way on a real engine, SmolLM2 included (about 10 min)
+	@$(PY) -m pytest -q -m docker image/tests/docker
+
+.PHONY: architectures
+architectures: venv ## Every architecture against transformers: the same answers, or refused by name
+	@$(PY) -m pytest -q -n 2 image/tests/unit/test_architectures.py
 
 .PHONY: chart
 chart: venv ## helm lint, and tests of the rendered charts
@@ -152,6 +160,10 @@ soak: venv ## Half an hour at 80 % load on this machine: does latency, memory or
 .PHONY: hostile
 hostile: venv ## 100,000 hostile requests against a server on this machine
 	@$(PY) -m benchmarks.hostile --out results/hostile/hostile.json
+
+.PHONY: cases
+cases: venv ## Every field case with the tests that show it, and docs/field-cases.md [ARGS="--only BH-01"]
+	@$(PY) -m tools.field_cases $(ARGS)
 
 .PHONY: audit
 audit: venv ## Bills of materials, known vulnerabilities, Checkov on all charts

@@ -188,15 +188,19 @@ def _locked(path: Path) -> Iterator[None]:
 # Running.
 
 
-def stub_python(folder: Path) -> Path:
+def stub_python(folder: Path, *, packages: Path | None = None) -> Path:
     """Write a Python environment for the stubs into `folder`; return its `bin`.
+
+    Args:
+        folder: Where it goes.
+        packages: The site-packages of its packages; those of the Python that runs us when None.
 
     The stub looks for `python3` on PATH, reads the pyvenv.cfg beside it and ignores PYTHONPATH.
     So this environment is a link to the base Python and one .pth file, which adds this package
     and the packages of the Python that runs us.
     """
-    packages = folder / "lib" / f"python{_minor()}" / "site-packages"
-    packages.mkdir(parents=True, exist_ok=True)
+    into = folder / "lib" / f"python{_minor()}" / "site-packages"
+    into.mkdir(parents=True, exist_ok=True)
     (folder / "bin").mkdir(exist_ok=True)
     base = Path(sys.base_prefix) / "bin" / f"python{_minor()}"
     for name in ("python3", "python"):
@@ -207,9 +211,9 @@ def stub_python(folder: Path) -> Path:
         f"home = {base.parent}\ninclude-system-site-packages = false\n", encoding="utf-8"
     )
     own = Path(__file__).resolve().parent.parent
-    site = sysconfig.get_path("purelib")
+    site = str(packages or sysconfig.get_path("purelib"))
     lines = [f"import site; site.addsitedir({site!r})", str(own)]
-    (packages / "triton_hf.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (into / "triton_hf.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "bin"
 
 
@@ -238,6 +242,7 @@ def prepare(
     ports: Ports,
     runtime: Path,
     address: str = "0.0.0.0",  # noqa: S104
+    packages: Path | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command and the environment of a server.
 
@@ -246,12 +251,13 @@ def prepare(
         ports: Where it listens.
         runtime: Folder for its runtime files; made when missing.
         address: Address that it binds.
+        packages: The site-packages of the models' Python; ours when None.
     """
     from triton_hf.cpu import apply_cpu_limits
 
     tree = ensure_tree() / _TREE
     runtime.mkdir(parents=True, exist_ok=True)
-    python = stub_python(runtime / "python")
+    python = stub_python(runtime / "python", packages=packages)
     environment = {**os.environ, "TRITON_HF_RUNTIME_DIR": str(runtime)}
     environment["PATH"] = f"{tree / 'bin'}:{python}:{os.environ.get('PATH', os.defpath)}"
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
@@ -320,6 +326,7 @@ def running_server(
     workdir: Path,
     environment: Mapping[str, str] | None = None,
     ports: Ports | None = None,
+    packages: Path | None = None,
     wait_seconds: float = 120,
 ) -> Iterator[Server]:
     """Run a tritonserver on loopback until the block ends.
@@ -329,6 +336,7 @@ def running_server(
         workdir: Folder for the log (`server.log`) and the runtime files.
         environment: More environment variables.
         ports: Where it listens; free ports when not given.
+        packages: The site-packages of the models' Python; ours when None.
         wait_seconds: How long it may take to be ready.
 
     Raises:
@@ -340,7 +348,11 @@ def running_server(
     log = workdir / "server.log"
     quick = ["--exit-timeout-secs=5", "--log-info=true"]
     command, base = prepare(
-        arguments=[*arguments, *quick], ports=ports, runtime=runtime, address="127.0.0.1"
+        arguments=[*arguments, *quick],
+        ports=ports,
+        runtime=runtime,
+        address="127.0.0.1",
+        packages=packages,
     )
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.rendering import CHART, Manifest, Object, mappings, render
+from chart.rendering import CHART, Manifest, Object, RenderError, mappings, render
 from triton_hf.models.repository import read_model
 
 pytestmark = pytest.mark.chart
@@ -63,6 +63,34 @@ def test_the_job_reads_the_models_as_the_image_wants_them() -> None:
             },
         }
     }
+
+
+def test_a_stated_task_reaches_the_job() -> None:
+    model = {**SMOL, "task": "embed", "parameters": {"matryoshka": True}}
+    found = spec(render({"models": {"llama3-8b": None, "e": model}}))["models"]["e"]
+    assert (found["task"], found["parameters"]) == ("embed", {"matryoshka": "true"})
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            {**SMOL, "task": "embed", "parameters": {"top_p": 1}},
+            "top_p is no parameter of the engine",
+        ),
+        ({**SMOL, "task": "text", "parameters": {"dimensions": 8}}, "for the task text: remove it"),
+        ({"engine": "simulated", "task": "embed"}, "the engine simulated computes text"),
+        ({**SMOL, "task": "translate"}, "task"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_refused(model: dict[str, Any], words: str) -> None:
+    with pytest.raises(RenderError, match=words):
+        render({"models": {"llama3-8b": None, "e": model}})
+
+
+def test_parameters_of_any_task_fit_while_none_is_stated() -> None:
+    model = {**SMOL, "parameters": {"dimensions": 8}}
+    assert spec(render({"models": {"llama3-8b": None, "e": model}}))["models"]["e"]
 
 
 def test_job_waiter_and_server_mean_the_same_generation() -> None:

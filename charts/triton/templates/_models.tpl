@@ -14,6 +14,7 @@
 {{- range $name, $model := include "triton.models" . | fromJson -}}
 {{- $spec := dict "engine" ($model.engine | default $known.default) -}}
 {{- with $model.repository }}{{ $_ := set $spec "repository" . }}{{ end -}}
+{{- with $model.task }}{{ $_ := set $spec "task" . }}{{ end -}}
 {{- with $model.revision }}{{ $_ := set $spec "revision" . }}{{ end -}}
 {{- $_ := set $spec "parameters" (dict) -}}
 {{- range $key, $value := $model.parameters -}}

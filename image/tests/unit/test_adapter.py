@@ -61,12 +61,14 @@ def adapters() -> Iterator[SimpleNamespace]:
     triton.InferenceResponse = (  # type: ignore[attr-defined]
         lambda output_tensors, error=None: error or output_tensors
     )
-    parts = ("tensors", "text_model", "stream_model")
+    parts = ("tensors", "served_model", "text_model", "stream_model")
     names = tuple(f"triton_hf.backend.{part}" for part in parts)
     sys.modules[triton.__name__] = triton
     try:
-        tensors, whole, stream = (importlib.import_module(name) for name in names)
-        yield SimpleNamespace(tensors=tensors, whole=whole, stream=stream, error=TritonError)
+        tensors, served, whole, stream = (importlib.import_module(name) for name in names)
+        yield SimpleNamespace(
+            tensors=tensors, served=served, whole=whole, stream=stream, error=TritonError
+        )
     finally:
         for name in (triton.__name__, *names):
             sys.modules.pop(name, None)
@@ -100,7 +102,7 @@ def test_an_answer_that_cannot_be_made_is_an_error_and_the_last_word(adapters) -
 
 
 def test_a_client_that_cannot_be_answered_stops_no_other_answers(adapters) -> None:
-    replies, good = adapters.whole._Replies(), Client()
+    replies, good = adapters.served.Replies(adapters.tensors.text_response), Client()
     replies.put(Client(broken=True).responder, [])
     replies.put(good.responder, "no answers at all")
     replies.stop()
@@ -113,6 +115,34 @@ def test_a_client_that_cannot_be_answered_stops_no_other_answers(adapters) -> No
     sender.put(other.responder, {"id": 3, **token, "finish_reason": "stop"})
     sender.stop()
     assert other.got.get_nowait()[1] == FINAL
+
+
+@pytest.mark.parametrize(
+    ("flag", "texts"), [({}, ["abc"]), ({"alone": True}, ["a", "b", "c"])], ids=["merged", "alone"]
+)
+def test_tokens_that_wait_for_triton_are_merged_unless_each_shall_be_alone(
+    adapters, flag, texts
+) -> None:
+    held = threading.Event()
+
+    class Slow(Client):
+        def send(self, response: Any, flags: int) -> None:
+            held.wait(30)
+
+    client, sender = Client(), adapters.stream._Sender()
+    token = {"id": 1, "prompt_tokens": 1, "completion_tokens": 1, **flag}
+    sender.put(Slow().responder, {**token, "id": 2, "text": "x"})
+    for text in ("a", "b"):
+        sender.put(client.responder, {**token, "text": text})
+    sender.put(client.responder, {**token, "text": "c", "finish_reason": "stop"})
+    held.set()
+    sender.stop()
+    got = [client.got.get_nowait() for _ in texts]
+    assert client.got.empty()
+    assert [dict(response)["text_output"] for response, _ in got] == [
+        [[text.encode()]] for text in texts
+    ]
+    assert [flags for _, flags in got][-1] == FINAL
 
 
 @pytest.mark.parametrize(
@@ -167,7 +197,7 @@ def test_whatever_goes_wrong_in_a_load_is_one_sentence_in_the_termination_messag
         raise error
 
     monkeypatch.setenv("TERMINATION_LOG", str(tmp_path / "log"))
-    monkeypatch.setattr(adapters.whole, "load_class", broken)
+    monkeypatch.setattr(adapters.served, "load_class", broken)
     config = {"parameters": {"engine": {"string_value": "simulated"}}}
     arguments = {"model_name": "m", "model_config": json.dumps(config)}
     with pytest.raises(RuntimeError, match=words):

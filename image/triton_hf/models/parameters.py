@@ -203,6 +203,24 @@ class StopTokens:
         return {"type": ["integer", "string"]}
 
 
+class Mapped:
+    """Names with any values, as a JSON object in a string; a values file takes a mapping."""
+
+    def describe(self) -> str:
+        return 'a JSON object, such as {"block_size": 16}'
+
+    def from_text(self, text: str) -> dict[str, Any]:
+        return self.from_json(json.loads(text))
+
+    def from_json(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError
+        return value
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "object"}
+
+
 def _listed(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("["):
         with contextlib.suppress(ValueError, RecursionError):

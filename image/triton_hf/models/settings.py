@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from triton_hf.errors import SettingsError
 from triton_hf.models import catalog
-from triton_hf.models.registry import DEFAULT_ENGINE, EngineKind, engine_kind, model_parameters
+from triton_hf.models.registry import (
+    DEFAULT_ENGINE,
+    DEFAULT_TASK,
+    TEXT,
+    EngineKind,
+    engine_kind,
+    kind_of,
+    model_parameters,
+)
 
 # Values of `weights` that an earlier version had, on GPUs.
 _REMOVED_WEIGHTS = ("int4", "fp8")
@@ -26,6 +35,18 @@ class GenerationDefaults:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolingDefaults:
+    """The same for the tasks `embed`, `rank` and `classify`."""
+
+    dimensions: int | None = None
+    matryoshka: bool | None = None
+    prompt_name: str | None = None
+    truncate: bool = False
+    raw_scores: bool = False
+    top_labels: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulatedSettings:
     """How the simulated engine behaves; times in seconds."""
 
@@ -39,6 +60,7 @@ class ModelSettings:
     """Everything that config.pbtxt says about one model; `models.catalog` has the meanings."""
 
     engine: str = DEFAULT_ENGINE
+    task: str = DEFAULT_TASK
     repo_id: str = ""
     revision: str | None = None
     gated: bool = False
@@ -51,14 +73,18 @@ class ModelSettings:
     max_queue_seconds: float = 50.0
     max_prompt_tokens: int = 1024
     max_total_tokens: int = 2048
+    max_input_tokens: int | None = None
+    batch_tokens: int | None = None
     stream_events: int | None = None
+    engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
+    pooling: PoolingDefaults = dataclasses.field(default_factory=PoolingDefaults)
     simulated: SimulatedSettings = dataclasses.field(default_factory=SimulatedSettings)
 
     @property
     def kind(self) -> EngineKind:
         """The engine in the registry."""
-        return engine_kind(self.engine)
+        return engine_kind(self.engine, self.task)
 
 
 def parse_settings(parameters: Mapping[str, str]) -> ModelSettings:
@@ -67,12 +93,12 @@ def parse_settings(parameters: Mapping[str, str]) -> ModelSettings:
     Raises:
         SettingsError: A parameter is unknown, out of range, missing, or contradicts another.
     """
-    kind = engine_kind(parameters.get("engine", DEFAULT_ENGINE))
+    kind = kind_of(parameters)
     known = model_parameters(kind)
     for name in parameters:
         if name not in known:
             raise SettingsError(
-                f"unknown parameter '{name}'; engine {kind.name} knows {', '.join(sorted(known))}"
+                f"unknown parameter '{name}'; {_engine(kind)} knows {', '.join(sorted(known))}"
             )
     if parameters.get("weights") in _REMOVED_WEIGHTS:
         raise SettingsError(
@@ -82,13 +108,20 @@ def parse_settings(parameters: Mapping[str, str]) -> ModelSettings:
     values = {name: known[name].read_text(text) for name, text in parameters.items()}
     defaults = {name: values.pop(name) for name in kind.task.parameters if name in values}
     simulated = {name: values.pop(name) for name in catalog.SIMULATED if name in values}
+    if kind.task is TEXT:
+        values["defaults"] = GenerationDefaults(**defaults)
+    else:
+        values["pooling"] = PoolingDefaults(**defaults)
     settings = ModelSettings(
-        **values,
-        defaults=GenerationDefaults(**defaults),
+        **{**kind.defaults, **values},
         simulated=_simulated_settings(simulated),
     )
     _check(settings)
     return settings
+
+
+def _engine(kind: EngineKind) -> str:
+    return f"engine {kind.name}" if kind.task is TEXT else f"the task {kind.task.name}"
 
 
 def _simulated_settings(values: Mapping[str, float]) -> SimulatedSettings:
@@ -109,6 +142,11 @@ def _simulated_settings(values: Mapping[str, float]) -> SimulatedSettings:
 
 
 def _check(settings: ModelSettings) -> None:
+    for name in settings.engine_args:
+        if name in catalog.VLLM_OWNED:
+            raise SettingsError(
+                f"parameter 'engine_args' has '{name}', which is set by {catalog.VLLM_OWNED[name]}"
+            )
     if settings.kind.needs_repository and not settings.repo_id:
         raise SettingsError("parameter 'repo_id' is missing; it names the repository on the Hub")
     if settings.max_total_tokens <= settings.max_prompt_tokens:
