@@ -86,9 +86,9 @@ verify: venv ## Fail if something generated is out of date (`make generate` mend
 	@$(PY) -m dashboards verify
 
 .PHONY: add-model
-add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [REVISION=...] [SET="slots=8 ..."]
+add-model: venv ## Write the two files of a model: NAME=... REPOSITORY=ORG/NAME [TASK=...] [REVISION=...] [SET="slots=8 ..."]
 	@$(PY) -m triton_hf.models.repository add $(NAME) --repository $(REPOSITORY) \
-	  $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
+	  $(if $(TASK),--task $(TASK)) $(if $(REVISION),--revision $(REVISION)) $(foreach each,$(SET),--set $(each))
 
 .PHONY: unit
 unit: venv ## Tests that need no server and no cluster
@@ -97,6 +97,14 @@ unit: venv ## Tests that need no server and no cluster
 .PHONY: serving
 serving: venv ## Tests against a real tritonserver on this machine
 	@$(PY) -m tools.test vllm serving
+
+.PHONY: docker
+docker: venv ## The Docker way on a real engine, SmolLM2 included (about 10 min)
+	@$(PY) -m pytest -q -m docker image/tests/docker
+
+.PHONY: architectures
+architectures: venv ## Every architecture against transformers: the same answers, or refused by name
+	@$(PY) -m pytest -q -n 2 image/tests/unit/test_architectures.py
 
 .PHONY: chart
 chart: venv ## helm lint, and tests of the rendered charts

@@ -184,7 +184,7 @@ run_docker() { # PORT PORT OF OPENAI'S API, REASON FOR THE CPU, MODEL...
     if ! docker image inspect "$image" >/dev/null 2>&1; then
         say "image '$image' is missing: building it"
         if [[ -z $reason ]]; then
-            docker build -t "$image" .
+            DOCKER_BUILDKIT=1 docker build -t "$image" .
         else
             python3 -m tools.image_build --tag "$image"
         fi
@@ -203,12 +203,18 @@ run_docker() { # PORT PORT OF OPENAI'S API, REASON FOR THE CPU, MODEL...
     # OPENAI_PORT in .env is that of this machine.
     [[ -z $openai ]] || environment+=(--env OPENAI_PORT=9000)
     [[ -t 0 ]] && terminal=(-t)
+    # A new container finds the weights that an earlier one downloaded.
+    local volumes=(-v "${PWD}/model_repository:/opt/tritonserver/model_repository") kept
+    kept=$(setting DOWNLOADS_VOLUME triton-downloads)
+    if [[ $kept != off ]]; then
+        volumes+=(-v "$kept:/var/cache/huggingface")
+        environment+=(--env HF_HOME=/var/cache/huggingface)
+    fi
     say "Docker on http://localhost:$port, models: $*"
     [[ -z $openai ]] || say "OpenAI's API on http://localhost:$openai/v1"
     exec docker run "${gpus[@]}" -i "${terminal[@]}" --rm --shm-size=1G --ulimit memlock=-1 \
         --ulimit stack=67108864 "${environment[@]}" \
-        -v "${PWD}/model_repository:/opt/tritonserver/model_repository" \
-        -p "$port:8000" ${openai:+-p "$openai:9000"} "$image" tritonserver "${arguments[@]}"
+        "${volumes[@]}" -p "$port:8000" ${openai:+-p "$openai:9000"} "$image" tritonserver "${arguments[@]}"
 }
 
 run_embedded() { # PORT PORT OF OPENAI'S API, REASON FOR THE CPU, MODEL...

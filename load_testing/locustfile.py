@@ -15,7 +15,7 @@ from locust.event import EventHook
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from triton_load import options, session, users
+from triton_load import options, startup, users
 from triton_load.users import GrpcUser, InferUser, StreamUser
 
 __all__ = ["GrpcUser", "InferUser", "StreamUser"]
@@ -33,4 +33,4 @@ def _add_arguments(parser: Any) -> None:
 @events.init.add_listener
 def _start(environment: Any, **_: Any) -> None:
     users.choose(environment)
-    session.start(environment)
+    startup.start(environment)

@@ -1,11 +1,11 @@
-"""Make what is derived from the comments of values.yaml: values.schema.json and the README tables.
+"""Make what is derived: the schema and tables from values.yaml, engines.json from the registry.
 
 A line `## @param PATH [TYPE] TEXT` documents one value; lines that start with `##   ` continue it.
 TYPE is a word of `TYPES`, `enum(a,b)`, `list(T)`, `map(T)`, with `?` behind it when null is allowed
 and limits after it: `[integer min=1]`, `[string? pattern=^[a-z]+$]`. `<name>` in a path stands for
 any key of a map. Helm deletes a key that is set to null, so every key without `?` is required.
 
-Usage: python3 -m tools.chart_generator [--check] [CHART]
+Usage: make generate (writes), make verify (compares)
 Exit codes: 0 done or up to date, 1 something is out of date (--check), 2 a comment is wrong.
 """
 
@@ -21,202 +21,13 @@ from typing import Any
 
 import yaml
 
+from tools.chart_types import DEFINITIONS, LIMITS, TYPES, Schema, closed
+from triton_hf.models.registry import DEFAULT_ENGINE, ENGINES, model_parameters
+
 CHART = Path(__file__).resolve().parents[1] / "charts" / "triton"
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
-Schema = dict[str, Any]
+ENGINES_FILE = Path("files") / "engines.json"
 
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
-LABEL_SELECTOR: Schema = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}},
-        "matchExpressions": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["key", "operator"],
-                "properties": {
-                    "key": {"type": "string"},
-                    "operator": {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
-                    "values": {"type": "array", "items": {"type": "string"}},
-                },
-            },
-        },
-    },
-}
-
-
-def closed(properties: Schema, *required: str) -> Schema:
-    """Return the schema of an object that has these keys and no others."""
-    schema = {"type": "object", "additionalProperties": False, "properties": properties}
-    return {**schema, "required": list(required)} if required else schema
-
-
-TEXT: Schema = {"type": "string", "minLength": 1}
-# Helm reads numbers as floats, so a larger whole number changes its digits: it must be quoted.
-EXACT = 2**53 - 1
-SCALAR: Schema = {"type": ["string", "number", "boolean"], "minimum": -EXACT, "maximum": EXACT}
-AMOUNTS: Schema = {"type": "object", "additionalProperties": {"$ref": "#/definitions/amount"}}
-TYPES: dict[str, Schema] = {
-    "string": TEXT,
-    "text": {"type": "string"},
-    "integer": {"type": "integer"},
-    "number": {"type": "number"},
-    "boolean": {"type": "boolean"},
-    "any": {},
-    "scalar": SCALAR,
-    "intOrPercent": {
-        "anyOf": [
-            {"type": "integer", "minimum": 0},
-            {"type": "string", "pattern": "^[0-9]+%$"},
-        ]
-    },
-}
-DEFINITIONS: dict[str, Schema] = {
-    "amount": {
-        "anyOf": [
-            {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"},
-            {"type": "number", "minimum": 0},
-        ]
-    },
-    "quantity": {
-        "anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "integer", "minimum": 1}]
-    },
-    "name": closed({"name": TEXT}, "name"),
-    "resources": closed({"requests": AMOUNTS, "limits": AMOUNTS}),
-    "env": {
-        "anyOf": [
-            SCALAR,
-            closed({"valueFrom": {"type": "object"}}, "valueFrom"),
-        ]
-    },
-    "toleration": closed(
-        {
-            "key": TEXT,
-            "operator": {"enum": ["Exists", "Equal", "Lt", "Gt"]},
-            "value": {"type": "string"},
-            "effect": {"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
-            "tolerationSeconds": {"type": "integer"},
-        }
-    ),
-    "selector": LABEL_SELECTOR,
-    "peer": closed(
-        {
-            "namespaceSelector": {"$ref": "#/definitions/selector"},
-            "podSelector": {"$ref": "#/definitions/selector"},
-            "ipBlock": closed({"cidr": TEXT, "except": {"type": "array", "items": TEXT}}, "cidr"),
-        }
-    ),
-    "spread": closed(
-        {
-            "topologyKey": TEXT,
-            "maxSkew": {"type": "integer", "minimum": 1},
-            "whenUnsatisfiable": {"enum": ["DoNotSchedule", "ScheduleAnyway"]},
-            "minDomains": {"type": "integer", "minimum": 1},
-            "matchLabelKeys": {"type": "array", "items": TEXT},
-            "nodeAffinityPolicy": {"enum": ["Honor", "Ignore"]},
-            "nodeTaintsPolicy": {"enum": ["Honor", "Ignore"]},
-        },
-        "topologyKey",
-        "maxSkew",
-        "whenUnsatisfiable",
-    ),
-}
-# Objects of Kubernetes with few fields, which are named here so that a misspelt one is refused.
-# Larger ones (affinity, volumes) stay open: the API server types them.
-COUNT: Schema = {"type": "integer", "minimum": 0}
-FLAG: Schema = {"type": "boolean"}
-PROFILE = closed({"type": TEXT, "localhostProfile": TEXT}, "type")
-IDENTITY: dict[str, Schema] = {
-    "runAsUser": COUNT,
-    "runAsGroup": COUNT,
-    "runAsNonRoot": FLAG,
-    "seLinuxOptions": closed(dict.fromkeys(("level", "role", "type", "user"), TEXT)),
-    "seccompProfile": PROFILE,
-    "appArmorProfile": PROFILE,
-}
-DEFINITIONS |= {
-    "podSecurity": closed(
-        {
-            **IDENTITY,
-            "fsGroup": COUNT,
-            "fsGroupChangePolicy": {"enum": ["OnRootMismatch", "Always"]},
-            "supplementalGroups": {"type": "array", "items": COUNT},
-            "supplementalGroupsPolicy": {"enum": ["Merge", "Strict"]},
-            "seLinuxChangePolicy": {"enum": ["MountOption", "Recursive"]},
-            "sysctls": {
-                "type": "array",
-                "items": closed({"name": TEXT, "value": TEXT}, "name", "value"),
-            },
-        }
-    ),
-    "containerSecurity": closed(
-        {
-            **IDENTITY,
-            "allowPrivilegeEscalation": FLAG,
-            "privileged": FLAG,
-            "procMount": {"enum": ["Default", "Unmasked"]},
-            "readOnlyRootFilesystem": FLAG,
-            "capabilities": closed(
-                {name: {"type": "array", "items": TEXT} for name in ("add", "drop")}
-            ),
-        }
-    ),
-    "mount": closed(
-        {
-            "name": TEXT,
-            "mountPath": TEXT,
-            "subPath": TEXT,
-            "subPathExpr": TEXT,
-            "readOnly": FLAG,
-            "recursiveReadOnly": {"enum": ["Disabled", "Enabled", "IfPossible"]},
-            "mountPropagation": {"enum": ["None", "HostToContainer", "Bidirectional"]},
-        },
-        "name",
-        "mountPath",
-    ),
-    "parent": closed(
-        {
-            "group": {"type": "string"},
-            "kind": TEXT,
-            "namespace": TEXT,
-            "name": TEXT,
-            "sectionName": TEXT,
-            "port": {"type": "integer", "minimum": 1, "maximum": 65535},
-        },
-        "name",
-    ),
-    "scaling": closed(
-        {
-            "stabilizationWindowSeconds": {**COUNT, "maximum": 3600},
-            "selectPolicy": {"enum": ["Max", "Min", "Disabled"]},
-            "tolerance": {"$ref": "#/definitions/amount"},
-            "policies": {
-                "type": "array",
-                "items": closed(
-                    {
-                        "type": {"enum": ["Pods", "Percent"]},
-                        "value": {"type": "integer", "minimum": 1},
-                        "periodSeconds": {"type": "integer", "minimum": 1, "maximum": 1800},
-                    },
-                    "type",
-                    "value",
-                    "periodSeconds",
-                ),
-            },
-        }
-    ),
-}
-LIMITS = {
-    "above": ("exclusiveMinimum", int),
-    "below": ("exclusiveMaximum", int),
-    "min": ("minimum", int),
-    "max": ("maximum", int),
-    "pattern": ("pattern", str),
-    "minItems": ("minItems", int),
-}
 # Names of the entries of maps whose keys become parts of addresses and object names.
 KEYS = {
     "models": {
@@ -382,6 +193,20 @@ def build_tables(params: list[Param], values: Any) -> str:
     return "\n".join(lines).strip()
 
 
+def engines() -> dict[str, Any]:
+    """Return what each engine needs and takes, for the chart's own checks."""
+    return {
+        "default": DEFAULT_ENGINE,
+        "engines": {
+            name: {
+                "repository": kind.needs_repository,
+                "parameters": sorted({*model_parameters(kind)} - {"engine", "repo_id", "revision"}),
+            }
+            for name, kind in ENGINES.items()
+        },
+    }
+
+
 def outputs(chart: Path) -> dict[Path, str]:
     """Return the text of every generated file of a chart."""
     params = read_params(chart / "values.yaml")
@@ -391,26 +216,29 @@ def outputs(chart: Path) -> dict[Path, str]:
     _, end, tail = rest.partition(END)
     if not (begin and end):
         raise CommentError(f"{chart}/README.md lacks {BEGIN} and {END}")
-    return {
+    made = {
         chart / "values.schema.json": json.dumps(build_schema(params), indent=2) + "\n",
         chart / "README.md": f"{head}{BEGIN}\n\n{build_tables(params, values)}\n\n{END}{tail}",
     }
+    if (chart / ENGINES_FILE).parent.is_dir():
+        made[chart / ENGINES_FILE] = json.dumps(engines(), indent=1) + "\n"
+    return made
 
 
 def main() -> int:
     """Write the generated files, or with --check compare them."""
-    parser = argparse.ArgumentParser(prog="generate.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="chart_generator", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, fail when out of date")
     parser.add_argument("chart", nargs="?", type=Path, default=CHART, help="folder of the chart")
     options = parser.parse_args()
     try:
         made = outputs(options.chart)
     except CommentError as error:
-        print(f"generate.py: {error}", file=sys.stderr)
+        print(f"chart_generator: {error}", file=sys.stderr)
         return 2
     stale = [p for p, text in made.items() if not p.is_file() or p.read_text() != text]
     for path in stale:
-        print(f"{path.name} {'is out of date: run generate.py' if options.check else 'written'}")
+        print(f"{path.name} {'is out of date: run make generate' if options.check else 'written'}")
         if not options.check:
             path.write_text(made[path])
     return 1 if options.check and stale else 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tools.place import ROOT
 from triton_hf.models.parameters import Parameter
-from triton_hf.models.registry import ENGINES, TEXT, model_parameters
+from triton_hf.models.registry import CLASSIFY, EMBED, RANK, TEXT, kinds, model_parameters
 
 README = ROOT / "model_repository" / "README.md"
 
@@ -28,10 +28,17 @@ def table(parameters: Iterable[Parameter], *, defaults: bool) -> str:
 
 def tables() -> dict[str, str]:
     """Return the generated tables by the name in their markers."""
-    model = {name: one for kind in ENGINES.values() for name, one in model_parameters(kind).items()}
+    model = {name: one for kind in kinds() for name, one in model_parameters(kind).items()}
+    pooling = {
+        one.name: one
+        for task in (EMBED, RANK, CLASSIFY)
+        for one in task.parameters.values()
+        if one.request
+    }
     request = [one for one in TEXT.parameters.values() if one.request]
     return {
         "request parameters": table(request, defaults=False),
+        "request parameters of other tasks": table(pooling.values(), defaults=False),
         "model parameters": table(model.values(), defaults=True),
     }
 

@@ -24,7 +24,7 @@ TWO = ("-n", "2", "--dist", "loadfile")
 def stages() -> dict[str, Sequence[str]]:
     """Return the commands by stage."""
     pytest = [sys.executable, "-m", "pytest", "-q", "--durations=30", "--durations-min=8"]
-    alone = f"not triton and not chart and not cluster and {FAST}"
+    alone = f"not triton and not chart and not cluster and not docker and {FAST}"
     # What the tests of autoscaling need and `make up` does not; another cluster has its own.
     addons = [sys.executable, "-m", "cluster", "up", "--with=monitoring"]
     embedded = place.foreign_kubeconfig() is None
@@ -41,6 +41,7 @@ def stages() -> dict[str, Sequence[str]]:
         # Some tests of the next stage serve with vLLM, which has an environment of its own.
         "vllm": [sys.executable, "-m", "tools.vllm_environment"],
         "serving": [*pytest, "-m", f"triton and not cluster and {FAST}"],
+        "docker": [*pytest, "-m", f"docker and {FAST}", "image/tests/docker"],
         "cluster": [*pytest, "-m", f"cluster and {FAST}"],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 FINISH_REASONS = ("stop", "length")
 REJECT_REASONS = ("invalid", "queue_full", "queue_deadline")
@@ -129,6 +129,39 @@ FAMILIES = (
     ),
 )
 
+# What the tasks have that answer with one forward pass.
+_BATCHED = frozenset(
+    {
+        "triton_hf_requests_running",
+        "triton_hf_requests_waiting",
+        "triton_hf_slots",
+        "triton_hf_engine_start_time_seconds",
+        "triton_hf_prompt_tokens_total",
+        "triton_hf_requests_finished_total",
+        "triton_hf_requests_cancelled_total",
+        "triton_hf_requests_rejected_total",
+        "triton_hf_requests_failed_total",
+        "triton_hf_queue_seconds",
+        "triton_hf_request_duration_seconds",
+        "triton_hf_prompt_tokens",
+    }
+)
+POOLING_FAMILIES = (
+    *(family for family in FAMILIES if family.name in _BATCHED),
+    Family(
+        name="triton_hf_batch_rows",
+        kind="histogram",
+        help="Texts of one forward pass (embed, rank, classify)",
+        buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
+    ),
+    Family(
+        name="triton_hf_batch_tokens",
+        kind="histogram",
+        help="Tokens of one forward pass, padding included (embed, rank, classify)",
+        buckets=(*_TOKENS, 20000.0),
+    ),
+)
+
 # The names that routers for models read (vLLM's own), and the gauge of ours that each repeats.
 ROUTER_GAUGES = {
     "vllm:num_requests_running": "triton_hf_requests_running",
@@ -142,8 +175,10 @@ Key = tuple[str, str | None]
 class Metrics:
     """Counts of one model in this process; safe from any thread."""
 
-    def __init__(self) -> None:
-        """Start at zero."""
+    def __init__(self, families: Sequence[Family] = FAMILIES) -> None:
+        """Start at zero; what is no metric of these families is not counted."""
+        self.families = tuple(families)
+        self._names = frozenset(family.name for family in families)
         self._lock = threading.Lock()
         self._gauges: dict[Key, float] = {}
         self._counts: dict[Key, float] = {}
@@ -196,6 +231,11 @@ class Metrics:
         self._observe("triton_hf_prompt_tokens", prompt_tokens)
         self._observe("triton_hf_generation_tokens", completion_tokens)
 
+    def batch(self, *, rows: int, tokens: int) -> None:
+        """A forward pass begins with so many texts, and so many tokens with the padding."""
+        self._observe("triton_hf_batch_rows", rows)
+        self._observe("triton_hf_batch_tokens", tokens)
+
     def failed(self) -> None:
         """An accepted request failed."""
         self._count("triton_hf_requests_failed_total", 1)
@@ -220,13 +260,19 @@ class Metrics:
                 self._counts[key] = self._counts.get(key, 0.0) + amount
 
     def _set(self, name: str, value: float, label: str | None = None) -> None:
+        if name not in self._names:
+            return
         with self._lock:
             self._gauges[name, label] = float(value)
 
     def _count(self, name: str, amount: float, label: str | None = None) -> None:
+        if name not in self._names:
+            return
         with self._lock:
             self._counts[name, label] = self._counts.get((name, label), 0.0) + amount
 
     def _observe(self, name: str, value: float) -> None:
+        if name not in self._names:
+            return
         with self._lock:
             self._observations.append((name, float(value)))

@@ -19,9 +19,28 @@ from cluster import binaries, schemas
 from tools.place import ROOT
 
 CHART = ROOT / "charts" / "triton"
-CI_FILES = sorted(CHART.glob("ci/*-values.yaml"))
+LOCUST = ROOT / "charts" / "locust"
+CHARTS = (CHART, LOCUST)
+
+
+def variants_of(chart: Path) -> list[Path]:
+    """Return the values files that a chart ships for its tests."""
+    return sorted(chart.glob("ci/*-values.yaml"))
+
+
+def case_id(file: Path | None) -> str:
+    """Return the name of a variant."""
+    return file.stem.removesuffix("-values") if file else "defaults"
+
+
+CI_FILES = variants_of(CHART)
 CASES = [None, *CI_FILES]
-CASE_IDS = ["defaults", *(file.stem.removesuffix("-values") for file in CI_FILES)]
+CASE_IDS = [case_id(file) for file in CASES]
+LOCUST_CASES = [None, *variants_of(LOCUST)]
+LOCUST_CASE_IDS = [case_id(file) for file in LOCUST_CASES]
+# Every chart with its defaults and with each of its values files.
+VARIANTS = [(chart, file) for chart in CHARTS for file in (None, *variants_of(chart))]
+VARIANT_IDS = [f"{chart.name}-{case_id(file)}" for chart, file in VARIANTS]
 KUBERNETES = tuple(version.removeprefix("v") for version in schemas.KUBERNETES)
 
 Object = dict[str, Any]

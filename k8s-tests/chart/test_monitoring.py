@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.rendering import CHART, Manifest, program, render
+from chart.rendering import CHART, Manifest, default_values, program, render
 from cluster import addons
+from tools.place import ROOT
 from triton_hf.metrics import FAMILIES
 
 pytestmark = pytest.mark.chart
@@ -130,7 +131,51 @@ def test_every_alert_says_how_bad_what_and_what_to_do() -> None:
     for alert in alerts:
         severity = ("none",) if alert["alert"] == WATCHDOG else ("critical", "warning")
         assert alert["labels"]["severity"] in severity
-        assert set(alert["annotations"]) == {"summary", "description"}
+        assert {"summary", "description"} <= set(alert["annotations"])
+
+
+def rendered_rules(**chosen: Any) -> list[dict[str, Any]]:
+    manifest = render({"metrics": {"rules": {"enabled": True, **chosen}}})
+    groups = manifest.one("PrometheusRule")["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_default_thresholds_are_those_that_promtool_tests() -> None:
+    scoped = re.compile(r"namespace=\"models\",?|[a-z_]+=~?\"(rel|\.)[^\"]*\",?")
+    for file, made in zip(rules(), rendered_rules(), strict=True):
+        assert scoped.sub("", made["expr"]).split() == scoped.sub("", file["expr"]).split()
+        assert {**made, "expr": ""} == {**file, "expr": ""}
+
+
+THRESHOLDS = default_values()["metrics"]["rules"]["thresholds"]
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_a_threshold_changes_the_end_of_one_alert(name: str) -> None:
+    value = 77 if isinstance(THRESHOLDS[name], int) else 0.7
+    before, after = rendered_rules(), rendered_rules(thresholds={name: value})
+    ((old, new),) = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+    assert {**old, "expr": ""} == {**new, "expr": ""}
+    assert old["expr"].rstrip().endswith(f" {THRESHOLDS[name]}")
+    assert new["expr"] == old["expr"].rstrip().removesuffix(str(THRESHOLDS[name])) + str(value)
+
+
+def test_a_single_alert_can_be_left_out() -> None:
+    before, after = rendered_rules(), rendered_rules(disabled=["TritonLatencyHigh"])
+    assert [rule for rule in before if rule not in after] == [
+        rule for rule in before if rule.get("alert") == "TritonLatencyHigh"
+    ]
+
+
+def test_every_alert_has_a_page_and_names_it_when_it_is_told_where() -> None:
+    headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE)
+    alerts = [rule for rule in rendered_rules() if "alert" in rule]
+    assert headings == [alert["alert"] for alert in alerts]
+    assert not any("runbook_url" in alert["annotations"] for alert in alerts)
+    for rule in rendered_rules(runbookUrl="https://example.com/alerts"):
+        if "alert" in rule:
+            wanted = f"https://example.com/alerts#{rule['alert'].lower()}"
+            assert rule["annotations"]["runbook_url"] == wanted
 
 
 @pytest.mark.parametrize("file", RULES, ids=lambda file: file.stem)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from chart.rendering import CHART, RenderError, render
+from chart.rendering import CHART, CHARTS, LOCUST, RenderError, render
 from tools.chart_generator import read_params
 
 pytestmark = pytest.mark.chart
-LOCUST = CHART.with_name("locust")
 
 
 def keys(chart: Path, *, nullable: bool) -> list[str]:
@@ -29,16 +28,14 @@ def nulled(path: str) -> dict[str, Any]:
     return dict(values)
 
 
-@pytest.mark.parametrize("path", keys(CHART, nullable=False))
-def test_the_server_says_which_value_is_missing(path: str) -> None:
+@pytest.mark.parametrize(
+    ("chart", "path"),
+    [(chart, path) for chart in CHARTS for path in keys(chart, nullable=False)],
+    ids=lambda part: part.name if isinstance(part, Path) else part,
+)
+def test_a_chart_says_which_value_is_missing(chart: Path, path: str) -> None:
     with pytest.raises(RenderError, match=f"missing property '{path.rpartition('.')[2]}'"):
-        render(nulled(path))
-
-
-@pytest.mark.parametrize("path", keys(LOCUST, nullable=False))
-def test_the_load_test_says_which_value_is_missing(path: str) -> None:
-    with pytest.raises(RenderError, match=f"missing property '{path.rpartition('.')[2]}'"):
-        render(nulled(path), chart=LOCUST)
+        render(nulled(path), chart=chart)
 
 
 @pytest.mark.parametrize("chart", [CHART, LOCUST], ids=lambda chart: chart.name)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.rendering import program
+from chart.rendering import CHART, program
 from chart.signals import BY_NAMESPACE, adapter_rule, keda_query, scaled
 
 pytestmark = pytest.mark.chart
@@ -89,6 +89,18 @@ def check(
         yaml.safe_dump({"rule_files": [], "evaluation_interval": STEP, "tests": [case]})
     )
     words = [program("promtool"), "test", "rules", str(file)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "file", sorted((CHART / "files" / "signals").glob("*.promql")), ids=lambda file: file.stem
+)
+def test_a_query_file_is_promql_as_it_stands(tmp_path: Path, file: Path) -> None:
+    rule = {"record": "signal", "expr": file.read_text()}
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump({"groups": [{"name": "signals", "rules": [rule]}]}))
+    words = [program("promtool"), "check", "rules", str(rules)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -12,55 +12,85 @@ from typing import Any
 import jsonschema
 import pytest
 
-from chart.rendering import CHART, RenderError, default_values, helm, mappings, render
+from chart.rendering import (
+    CHART,
+    CHARTS,
+    LOCUST,
+    RenderError,
+    default_values,
+    helm,
+    mappings,
+    render,
+)
 from tools import chart_generator
+from triton_hf.errors import SettingsError
+from triton_hf.models.parameters import Parameter
+from triton_hf.models.registry import ENGINES, model_parameters
 
 pytestmark = pytest.mark.chart
-SCHEMA = json.loads((CHART / "values.schema.json").read_text())
-PARAMS = chart_generator.read_params(CHART / "values.yaml")
+SCHEMAS = {chart: json.loads((chart / "values.schema.json").read_text()) for chart in CHARTS}
+PARAMS = {chart: chart_generator.read_params(chart / "values.yaml") for chart in CHARTS}
 # Maps whose keys the user chooses; every other map has fixed keys.
-OPEN = tuple(p.path for p in PARAMS if re.match(r"map\(|list\(any\)", p.kind))
+OPEN = {
+    chart: tuple(p.path for p in params if re.match(r"map\(|list\(any\)", p.kind))
+    for chart, params in PARAMS.items()
+}
+each = pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
 
 
-def is_open(path: tuple[str, ...]) -> bool:
-    typed = path[-1:] in (("matchLabels",), ("requests",), ("limits",), ("parameters",))
-    return ".".join(path).startswith(OPEN) or path == ("models",) or typed
+def is_open(chart: Path, path: tuple[str, ...]) -> bool:
+    typed = path[-1:] in (("matchLabels",), ("requests",), ("limits",))
+    return ".".join(path).startswith(OPEN[chart]) or path == ("models",) or typed
 
 
-def closed_levels() -> list[tuple[str, ...]]:
-    return [path for path, _ in mappings(default_values()) if not is_open(path)]
+def closed_levels() -> list[tuple[Path, tuple[str, ...]]]:
+    return [
+        (chart, path)
+        for chart in CHARTS
+        for path, _ in mappings(default_values(chart))
+        if not is_open(chart, path)
+    ]
 
 
-def refusals(values: Any) -> list[str]:
-    validator = jsonschema.Draft7Validator(SCHEMA)
+def refusals(chart: Path, values: Any) -> list[str]:
+    validator = jsonschema.Draft7Validator(SCHEMAS[chart])
     return [error.message for error in validator.iter_errors(values)]
 
 
-def test_defaults_follow_the_schema() -> None:
-    jsonschema.Draft7Validator.check_schema(SCHEMA)
-    assert refusals(default_values()) == []
+@each
+def test_defaults_follow_the_schema(chart: Path) -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMAS[chart])
+    assert refusals(chart, default_values(chart)) == []
 
 
-@pytest.mark.parametrize("path", closed_levels(), ids=".".join)
-def test_a_misspelt_key_is_refused(path: tuple[str, ...]) -> None:
-    values = copy.deepcopy(default_values())
+@pytest.mark.parametrize(
+    ("chart", "path"),
+    closed_levels(),
+    ids=lambda part: part.name if isinstance(part, Path) else ".".join(part),
+)
+def test_a_misspelt_key_is_refused(chart: Path, path: tuple[str, ...]) -> None:
+    values = copy.deepcopy(default_values(chart))
     level: Any = values
     for key in path:
         level = level[int(key)] if isinstance(level, list) else level[key]
     level["misspelt"] = {}
-    assert any("misspelt" in message for message in refusals(values))
+    assert any("misspelt" in message for message in refusals(chart, values))
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
+WRONG: dict[Path, list[dict[str, Any]]] = {
+    CHART: [
         {"replica": 2},
         {"replicas": "2"},
         {"models": ["llama3-8b"]},
         {"models": {"llama3-8b": {"repo": "a/b"}}},
         {"models": {"Upper": {"engine": "simulated"}}},
         {"models": {"text_stream": {"engine": "simulated"}}},
-        {"models": {"x": {"engine": "vllm"}}},
+        {"models": {"x": {"engine": "no-such-engine"}}},
+        {"models": {"x": {"parameters": {"slotts": 8}}}},
+        {"models": {"x": {"parameters": {"slots": 0}}}},
+        {"models": {"x": {"parameters": {"slots": "many"}}}},
+        {"models": {"x": {"parameters": {"dtype": "float8"}}}},
+        {"models": {"x": {"parameters": {"temperature": 2.5}}}},
         {"image": {"digest": "sha256:short"}},
         {"image": {"tag": ""}},
         {"sharedMemory": "1 GB"},
@@ -78,35 +108,102 @@ def test_a_misspelt_key_is_refused(path: tuple[str, ...]) -> None:
         {"securityContext": {"capabilities": {"drops": ["ALL"]}}},
         {"extraVolumeMounts": [{"name": "a", "mountpath": "/a"}]},
     ],
-    ids=json.dumps,
+    LOCUST: [
+        {"runs": {}},
+        {"run": {"users": "10"}},
+        {"run": {"users": 0}},
+        {"run": {"spawnRate": 0}},
+        {"run": {"client": "grcp"}},
+        {"run": {"name": "Upper"}},
+        {"run": {"name": "seventeen-letters"}},
+        {"target": {"url": "triton:8000"}},
+        {"target": {"url": "http://triton:8000/v2"}},
+        {"target": {"grpc": "http://triton:8001"}},
+        {"workers": {"count": 0}},
+        {"objectives": {"p95 ttft": [1]}},
+        {"image": {"digest": "sha256:short"}},
+        {"jobs": {"deadlineSeconds": 1}},
+        {"networkPolicy": {"targetPorts": []}},
+        {"metrics": {"port": 80}},
+        {"capacity": {"by": "tokens"}},
+        {"capacity": {"start": 0}},
+        {"capacity": {"headroom": 1}},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("chart", "values"),
+    [(chart, values) for chart, found in WRONG.items() for values in found],
+    ids=lambda part: part.name if isinstance(part, Path) else json.dumps(part),
 )
-def test_helm_refuses_a_wrong_value(values: dict[str, Any]) -> None:
+def test_helm_refuses_a_wrong_value(chart: Path, values: dict[str, Any]) -> None:
     with pytest.raises(RenderError, match="don't meet the specifications of the schema"):
-        render(values)
+        render(values, chart=chart)
 
 
-def test_what_is_generated_is_up_to_date() -> None:
-    stale = [p.name for p, text in chart_generator.outputs(CHART).items() if p.read_text() != text]
-    assert stale == [], "run: python3 -m tools.chart_generator"
+@each
+def test_what_is_generated_is_up_to_date(chart: Path) -> None:
+    stale = [p.name for p, text in chart_generator.outputs(chart).items() if p.read_text() != text]
+    assert stale == [], "run: make generate"
 
 
-def test_every_value_is_documented_and_every_documented_value_exists() -> None:
-    documented = {p.path for p in PARAMS}
+def parameters() -> dict[str, Parameter]:
+    return {name: one for kind in ENGINES.values() for name, one in model_parameters(kind).items()}
+
+
+def test_the_schema_and_the_checks_know_what_each_engine_takes() -> None:
+    names = {*parameters()} - {"engine", "repo_id", "revision"}
+    schema = SCHEMAS[CHART]
+    assert set(schema["definitions"]["parameters"]["properties"]) == names
+    entry = schema["properties"]["models"]["additionalProperties"]["properties"]
+    assert entry["engine"]["enum"] == list(ENGINES)
+    known = json.loads((CHART / "files" / "engines.json").read_text())
+    assert known["engines"].keys() == ENGINES.keys()
+    assert set().union(*(found["parameters"] for found in known["engines"].values())) == names
+
+
+def test_templates_name_no_engine() -> None:
+    """What an engine needs stands in files/engines.json, which is generated."""
+    for file in (CHART / "templates").rglob("*.*"):
+        words = set(re.findall(r"\w+", file.read_text()))
+        assert not words & set(ENGINES), file.name
+
+
+@pytest.mark.parametrize("text", ["7", "1e-1", "0.1", "+7", "many", ""])
+@pytest.mark.parametrize("name", ["slots", "temperature"])
+def test_a_number_may_be_text_exactly_when_the_server_reads_it(name: str, text: str) -> None:
+    try:
+        parameters()[name].read_text(text)
+    except SettingsError:
+        readable = False
+    else:
+        readable = text != "+7"
+    schema = SCHEMAS[CHART]["definitions"]["parameters"]["properties"][name]
+    in_range = readable or (name == "temperature" and text == "7")
+    assert jsonschema.Draft7Validator(schema).is_valid(text) == in_range
+
+
+@each
+def test_every_value_is_documented_and_every_documented_value_exists(chart: Path) -> None:
+    documented = {p.path for p in PARAMS[chart]}
+    inside = tuple(f"{path}." for path in documented)
     leaves = set()
-    for path, mapping in mappings(default_values()):
+    for path, mapping in mappings(default_values(chart)):
         for key, value in mapping.items():
             name = ".".join((*path, key))
-            if not name.startswith((*documented, "models.")) and not isinstance(value, dict):
+            known = name in documented or name.startswith((*inside, "models."))
+            if not known and not isinstance(value, dict):
                 leaves.add(name)
     assert leaves == set()
-    for param in PARAMS:
-        assert chart_generator.default_of(default_values(), param.keys) != "missing"
+    for param in PARAMS[chart]:
+        chart_generator.default_of(default_values(chart), param.keys)
 
 
-def references() -> set[str]:
+def references(chart: Path) -> set[str]:
     """Return the paths below .Values that templates read; $x := .Values.x is followed."""
     found: set[str] = set()
-    for file in (CHART / "templates").rglob("*.*"):
+    for file in (chart / "templates").rglob("*.*"):
         # A define has variables of its own.
         for part in re.split(r"\{\{-? define ", file.read_text()):
             aliases: dict[str, str] = {}
@@ -133,11 +230,12 @@ def resolve(source: str, aliases: dict[str, str]) -> str:
     return f"{aliases[name]}.{rest}".rstrip(".") if name in aliases else ""
 
 
-def test_every_value_is_used_in_a_template() -> None:
-    used = references()
-    text = "".join(p.read_text() for p in (CHART / "templates").rglob("*.*"))
+@each
+def test_every_value_is_used_in_a_template(chart: Path) -> None:
+    used = references(chart)
+    text = "".join(p.read_text() for p in (chart / "templates").rglob("*.*"))
     unused = []
-    for param in PARAMS:
+    for param in PARAMS[chart]:
         if "<name>" in param.keys:
             seen = re.search(rf"\$\w+\.{param.keys[-1]}\b", text) is not None
         else:
@@ -148,21 +246,26 @@ def test_every_value_is_used_in_a_template() -> None:
     assert unused == []
 
 
-def test_every_value_that_templates_read_is_declared() -> None:
-    declared = {p.path for p in PARAMS}
-    parents = {".".join(p.keys[:n]) for p in PARAMS for n in range(1, len(p.keys))}
-    methods = {name for name in references() if name in declared | parents}
+@each
+def test_every_value_that_templates_read_is_declared(chart: Path) -> None:
+    declared = {p.path for p in PARAMS[chart]}
+    parents = {".".join(p.keys[:n]) for p in PARAMS[chart] for n in range(1, len(p.keys))}
+    found = references(chart)
+    assert len(found) > 40
     unknown = {
         name
-        for name in references() - methods
+        for name in found - declared - parents
         if not name.startswith(("models.", *(f"{known}." for known in declared)))
     }
     assert unknown == set()
 
 
-def test_the_package_holds_the_schema_and_no_test_values(tmp_path: Path) -> None:
-    helm("package", str(CHART), "--destination", str(tmp_path))
+@each
+def test_the_package_holds_the_schema_and_no_test_values(chart: Path, tmp_path: Path) -> None:
+    helm("package", str(chart), "--destination", str(tmp_path))
     with tarfile.open(next(tmp_path.glob("*.tgz"))) as archive:
         names = set(archive.getnames())
-    assert {"triton/values.schema.json", "triton/README.md", "triton/files/ask.py"} <= names
-    assert not [name for name in names if name.startswith("triton/ci/")]
+    files = {file.relative_to(chart).as_posix() for file in chart.rglob("*") if file.is_file()}
+    shipped = {name for name in files if not name.startswith(("ci/", "."))}
+    assert {"values.schema.json", "README.md"} <= shipped
+    assert names - {f"{chart.name}/.helmignore"} == {f"{chart.name}/{name}" for name in shipped}

@@ -34,6 +34,8 @@ PACKAGES = {
     "busybox-static": "/usr/bin/busybox",
     "curl": "/usr/bin/curl",
     "docker-registry": "/usr/bin/docker-registry",
+    "docker.io": "/usr/sbin/dockerd",  # the Docker way is tested on a real engine
+    "slirp4netns": "/usr/bin/slirp4netns",
     "skopeo": "/usr/bin/skopeo",
     "buildah": "/usr/bin/buildah",
     "debootstrap": "/usr/sbin/debootstrap",

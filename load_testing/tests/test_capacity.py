@@ -13,11 +13,11 @@ import pytest
 
 from lib.locust_runs import ROOT, environment, known_server
 from lib.records import some_record
-from triton_load import capacity, record
-from triton_load.capacity import Wish
+from triton_load import capacity, record, sizing, steps
 from triton_load.errors import LoadTestError
 from triton_load.record import Second, Verdict
 from triton_load.search import BLIND, BREAKS, HOLDS, Step
+from triton_load.sizing import Wish
 
 BEST = Step(level=40, result=HOLDS, in_flight=20, requests_per_second=40, latency=0.5)
 
@@ -35,11 +35,11 @@ BEST = Step(level=40, result=HOLDS, in_flight=20, requests_per_second=40, latenc
     ],
 )
 def test_replicas_follow_from_the_rate_or_the_users(wish: Wish, replicas: int | None) -> None:
-    assert capacity.answer(BEST, wish).replicas == replicas
+    assert sizing.answer(BEST, wish).replicas == replicas
 
 
 def test_several_replicas_are_tested_together_and_told_for_one() -> None:
-    found = capacity.answer(BEST, Wish(tested=4, headroom=0.4))
+    found = sizing.answer(BEST, Wish(tested=4, headroom=0.4))
     assert (found.load, found.rate, found.in_flight, found.target) == (10, 10, 5, 3)
 
 
@@ -47,10 +47,10 @@ def test_a_step_that_dies_is_not_judged_by_the_record_of_an_earlier_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = capacity._parser().parse_args([f"--out={tmp_path}", "--by=users"])
-    monkeypatch.setattr(capacity, "_finished", lambda command: (-9, "Killed"))
+    monkeypatch.setattr(steps, "_finished", lambda command: (-9, "Killed"))
     record.write(some_record(), tmp_path / "01-users-64")
     with pytest.raises(LoadTestError, match="Killed"):
-        capacity.Runs(options, []).attempt(64)
+        steps.Runs(options, []).attempt(64)
 
 
 def judged(result: str, *reasons: str, in_flight: int = 9) -> record.Record:
@@ -74,13 +74,13 @@ def judged(result: str, *reasons: str, in_flight: int = 9) -> record.Record:
 def test_a_step_is_blind_only_when_the_generator_was_at_fault(
     run: record.Record, result: str
 ) -> None:
-    assert capacity.step_of(run, level=5).result == result
+    assert steps.step_of(run, level=5).result == result
 
 
 def test_a_queue_that_grows_breaks_a_step_that_passed() -> None:
     series = tuple(Second(at=at, offered=5.0, in_flight=2 * at) for at in range(30))
     run = dataclasses.replace(judged("pass"), series=series)
-    step = capacity.step_of(run, level=5)
+    step = steps.step_of(run, level=5)
     assert step.result == BREAKS
     assert step.reasons == ("the queue grows: 29 requests in flight, then 49",)
 

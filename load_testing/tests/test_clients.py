@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from triton_load.clients import GrpcClient, Target
+from triton_load.clients.base import Target
+from triton_load.clients.triton_grpc import GrpcClient
 from triton_load.data import Case
 from triton_load.measure import Outcome
 from triton_load.schema import Model

@@ -16,11 +16,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,224 +26,16 @@ from triton_load import record, report
 from triton_load.errors import LoadTestError
 from triton_load.objectives import EXIT_FAIL, EXIT_INPUT, EXIT_INVALID, EXIT_PASS
 from triton_load.record import Record
-from triton_load.search import BLIND, BREAKS, HOLDS, Found, Step, search
+from triton_load.search import Found, Step, search
+from triton_load.sizing import Answer, Wish, answer, cut_short, follows, sentence
+from triton_load.steps import Runs
 
-LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 # What the search decides itself.
 _CHOSEN = (
     *("--rate", "--out", "--run-time", "-t", "--users", "-u", "--spawn-rate", "-r", "--headless"),
     *("--shape", "--peak", "--stop-timeout", "--think-time", "--csv", "--master", "--worker"),
     *("--run-name", "--processes"),
 )
-# A queue that grows: requests in flight become this much more, and this many at least.
-_GROWTH, _SPARE = 1.5, 3.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What shall be served in all, and how.
-
-    Attributes:
-        users: Users, or 0.
-        rate: Requests per second, or 0.
-        think: Seconds between an answer and the next request of a user.
-        headroom: Part of a replica's capacity that stays free, from 0 to below 1.
-        tested: Replicas that were tested together.
-    """
-
-    users: int = 0
-    rate: float = 0.0
-    think: float = 0.0
-    headroom: float = 0.2
-    tested: int = 1
-
-    @property
-    def text(self) -> str:
-        """In words; empty when nothing was asked."""
-        if self.users:
-            pause = f" with {self.think:g} s of thought" if self.think else ""
-            return f"{self.users} users{pause}"
-        return f"{self.rate:g} requests/s" if self.rate else ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What follows for one replica.
-
-    Attributes:
-        load: Highest load that was held twice, in the unit of the search.
-        rate: Requests per second at that load.
-        in_flight: Mean requests in flight at that load, by Little's law.
-        target: `autoscaling.target` for the signal `inflight`.
-        replicas: For what was asked; None when nothing was.
-    """
-
-    load: float
-    rate: float
-    in_flight: float
-    target: int
-    replicas: int | None
-
-
-def answer(best: Step, wish: Wish) -> Answer:
-    """What follows from the best step.
-
-    Target and replicas leave the headroom free: an autoscaler acts only 10 % above its target, and
-    a new pod needs time to load its model. A user who thinks asks once in (latency + think)
-    seconds, so N of them ask N / (latency + think) times a second.
-    """
-    usable = 1 - wish.headroom
-    rate = best.requests_per_second / wish.tested
-    in_flight = best.in_flight / wish.tested
-    demand = wish.users / (best.latency + wish.think) if wish.users else wish.rate
-    replicas = max(1, math.ceil(demand / (rate * usable) - 1e-9)) if demand and rate else None
-    return Answer(
-        load=best.level / wish.tested,
-        rate=rate,
-        in_flight=in_flight,
-        target=max(1, math.floor(in_flight * usable)),
-        replicas=replicas,
-    )
-
-
-def step_of(run: Record, *, level: float) -> Step:
-    """Judge one run of the search.
-
-    It is blind when the generator was at fault, or nothing but the invalid run itself is known.
-    Requests that found no room at the server make a single run invalid; here they are its limit.
-    """
-    totals, found = run.totals, run.distributions.get(record.LATENCY)
-    latency = found.mean if found is not None else 0.0
-    result, reasons = HOLDS, run.verdict.reasons
-    if run.verdict.result == "fail" or (run.verdict.result == "invalid" and _crowded(run)):
-        result = BREAKS
-    elif run.verdict.result == "invalid":
-        result = BLIND
-    elif grows := _grows(run):
-        result, reasons = BREAKS, (grows,)
-    return Step(
-        level=level,
-        result=result,
-        reasons=tuple(reasons),
-        in_flight=totals.requests_per_second * latency,
-        requests_per_second=totals.requests_per_second,
-        latency=latency,
-    )
-
-
-def _crowded(run: Record) -> bool:
-    """Whether the only faults are that too few requests ended or too many were in flight."""
-    return all(
-        "--max-in-flight" in reason or "requests ended" in reason for reason in run.verdict.reasons
-    ) and any(second.in_flight for second in run.series)
-
-
-def _grows(run: Record) -> str:
-    """A sentence when the queue of an open loop still grows at its end, else an empty string."""
-    counts = [second.in_flight for second in run.series if second.offered]
-    third = len(counts) // 3
-    if not third:
-        return ""
-    before, after = sum(counts[third : 2 * third]) / third, sum(counts[-third:]) / third
-    if after <= before * _GROWTH + _SPARE:
-        return ""
-    return f"the queue grows: {before:.0f} requests in flight, then {after:.0f}"
-
-
-class Runs:
-    """Runs Locust once for each step."""
-
-    def __init__(self, options: argparse.Namespace, words: Sequence[str]) -> None:
-        """Prepare; nothing is run."""
-        self._options, self._words = options, list(words)
-        self._began = time.monotonic()
-        self.records: list[Record] = []
-        self.steps: list[Step] = []
-
-    def warm_up(self) -> None:
-        """Run the first load for a while and forget what was measured."""
-        seconds = self._options.warm_up
-        if seconds:
-            self._say(f"warm-up for {seconds:g} s")
-            self._run(self._options.start, Path(self._options.out) / "warm-up", seconds=seconds)
-
-    def attempt(self, level: float) -> Step:
-        """Run one step.
-
-        Raises:
-            LoadTestError: Locust refused its input or died; the text is what it said.
-        """
-        number = len(self.records) + 1
-        self._say(f"step {number}: {level:g} {self._options.by}")
-        folder = Path(self._options.out) / f"{number:02d}-{self._options.by}-{level:g}"
-        run = self._run(level, folder, seconds=self._options.step_time)
-        step = step_of(run, level=level)
-        self.records.append(run)
-        self.steps.append(step)
-        self._say("; ".join([f"  {step.result}", *step.reasons]))
-        return step
-
-    def _say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._began:6.0f} s] {text}", file=sys.stderr, flush=True)
-
-    def _run(self, level: float, folder: Path, *, seconds: float) -> Record:
-        options = self._options
-        load = [f"--rate={level:g}", f"--users={options.processes}", "--spawn-rate=100"]
-        if options.by == "users":
-            load = [f"--users={level:g}", f"--spawn-rate={level:g}"]
-            load += [f"--think-time={options.think_time:g}"]
-        if options.processes > 1:
-            load.append(f"--processes={options.processes}")
-        command = [
-            *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless"),
-            *("--only-summary", f"--run-time={max(1, round(seconds))}s", f"--out={folder}"),
-            *(f"--stop-timeout={options.stop_timeout:g}", *load, *self._words),
-        ]
-        # An earlier search's record of this step would stand for one that died.
-        (folder / "run.json").unlink(missing_ok=True)
-        code, said = _finished(command)
-        if code == EXIT_INPUT or not (folder / "run.json").exists():
-            told = [line for line in said.splitlines() if "error:" in line]
-            text = (told or said.splitlines() or ["it said nothing"])[-1]
-            raise LoadTestError(text.partition("error: ")[2] or text)
-        return record.read(folder)
-
-
-def _finished(command: Sequence[str]) -> tuple[int, str]:
-    """Run a command to its end; return its exit code and what it wrote to stderr.
-
-    When this process is interrupted, so is the command, and its load ends before ours does.
-    """
-    quiet, heard = subprocess.DEVNULL, subprocess.PIPE
-    with subprocess.Popen(command, stdout=quiet, stderr=heard, text=True) as child:
-        try:
-            said = child.communicate()[1]
-        except BaseException:
-            child.terminate()
-            raise
-    return child.returncode, said
-
-
-def sentence(found: Found, result: Answer | None, *, unit: str) -> str:
-    """The answer in one sentence."""
-    if found.best is None or result is None:
-        step = min(found.steps, key=lambda step: step.level)
-        what = "the generator cannot make" if found.blind else "one replica does not hold"
-        return f"{what} {step.level:g} {unit}: {_why(step)}"
-    amount = f"{result.load:.4g} {unit} within the objectives"
-    if found.limit is None:
-        return f"one replica holds at least {amount}; nothing above --highest was tried"
-    at = f"{found.limit.level:g} {unit}"
-    if found.blind:
-        return (
-            f"one replica holds at least {amount}; the generator cannot make {at}: "
-            f"{_why(found.limit)}"
-        )
-    return f"one replica holds {amount}; at {at} it breaks: {_why(found.limit)}"
-
-
-def _why(step: Step) -> str:
-    return step.reasons[0] if step.reasons else "it did not hold a second time"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -325,7 +114,7 @@ def _run(options: argparse.Namespace, passed: Sequence[str]) -> int:
             print("stopped before the first step had ended", file=sys.stderr)
             return EXIT_INVALID
         found = Found(best=None, limit=None, steps=tuple(runs.steps), blind=True)
-        return _conclude(found, runs, None, text=_cut_short(found, unit), options=options)
+        return _conclude(found, runs, None, text=cut_short(found, unit), options=options)
     wish = Wish(
         users=options.for_users,
         rate=options.for_rate,
@@ -335,25 +124,8 @@ def _run(options: argparse.Namespace, passed: Sequence[str]) -> int:
     )
     result = answer(found.best, wish) if found.best else None
     text = sentence(found, result, unit=unit)
-    lines = _follows(result, wish) if result else []
+    lines = follows(result, wish) if result else []
     return _conclude(found, runs, result, text=text, follows=lines, options=options)
-
-
-def _cut_short(found: Found, unit: str) -> str:
-    held = [step.level for step in found.steps if step.result == HOLDS]
-    known = f"{max(held):g} {unit} held once" if held else "no load held"
-    return f"the search was interrupted before its end; {known}"
-
-
-def _follows(result: Answer, wish: Wish) -> list[str]:
-    """What follows from the answer, a line each."""
-    lines = [
-        f"autoscaling.target: {result.target}  "
-        f"({1 - wish.headroom:.0%} of {result.in_flight:.1f} in flight)"
-    ]
-    if result.replicas is not None:
-        lines.append(f"replicas for {wish.text}: {result.replicas}")
-    return lines
 
 
 def _conclude(

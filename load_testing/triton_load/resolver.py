@@ -11,7 +11,7 @@ import random
 import time
 from typing import Any
 
-import gevent
+from triton_load import locust_bridge
 
 SECONDS = 5.0
 _Key = tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]
@@ -52,6 +52,4 @@ class CachingResolver:
 
 def install() -> None:
     """Let this process look names up like that; once or more."""
-    hub = gevent.get_hub()
-    if not isinstance(hub.resolver, CachingResolver):
-        hub.resolver = CachingResolver(hub.resolver)
+    locust_bridge.wrap_resolver(CachingResolver)

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import gevent
-from locust.stats import StatsCSVFileWriter
 
 from triton_load import record
 from triton_load.measure import Measurements
@@ -63,17 +62,3 @@ def show_progress(session: Any) -> None:
         )
         print(line, file=sys.stderr, flush=True)
         before, then = ended, now
-
-
-def end_csv_quietly() -> None:
-    """Let Locust's CSV writer end without a traceback when its files are closed under it."""
-    write = StatsCSVFileWriter.stats_writer
-
-    def stats_writer(self: Any) -> None:
-        try:
-            write(self)
-        except ValueError:
-            if not self.requests_csv_filehandle.closed:
-                raise
-
-    StatsCSVFileWriter.stats_writer = stats_writer  # type: ignore[method-assign]

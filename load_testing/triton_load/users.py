@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from locust import User, task
-from locust.user.task import LOCUST_STATE_STOPPING
 
-from triton_load import clients, session
+from triton_load import clients, locust_bridge, session
 
 
 class _LoadUser(User):
@@ -29,7 +28,7 @@ class _LoadUser(User):
     @property
     def is_stopping(self) -> bool:
         """Whether Locust wants this user to end after its requests."""
-        return bool(self._state == LOCUST_STATE_STOPPING)
+        return locust_bridge.is_stopping(self)
 
     @task
     def load(self) -> None:

@@ -103,6 +103,7 @@ class Tool:
             command += ["--pull-never" if base.startswith("localhost/") else "--pull"]
         command += ["--file", str(dockerfile), "--tag", image]
         command += ["--build-arg", f"BASE_IMAGE={base}", *options]
+        os.environ.setdefault("DOCKER_BUILDKIT", "1")  # engines before 23 do not by themselves
         run([*command, str(context)], what=f"building {image}")
 
     def push(self, image: str, reference: str, *, plain_http: bool) -> None:

@@ -85,18 +85,3 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- define "locust.replicasName" -}}
 {{- printf "%s-servers" (include "locust.runName" .) -}}
 {{- end -}}
-
-{{/* A pod as JSON that sleeps with the reports mounted read-only, so that NOTES can copy them. */}}
-{{- define "locust.reader" -}}
-{{- $container := dict "name" "reader" "image" (include "locust.image" .) "command" (list "sleep" "600")
-    "volumeMounts" (list (dict "name" "results" "mountPath" "/results" "readOnly" true)) -}}
-{{- with .Values.securityContext }}{{ $_ := set $container "securityContext" . }}{{ end -}}
-{{- $claim := dict "claimName" (include "locust.claimName" .) "readOnly" true -}}
-{{- $spec := dict "restartPolicy" "Never" "automountServiceAccountToken" false "containers" (list $container)
-    "volumes" (list (dict "name" "results" "persistentVolumeClaim" $claim)) -}}
-{{- with .Values.podSecurityContext }}{{ $_ := set $spec "securityContext" . }}{{ end -}}
-{{- with .Values.imagePullSecrets }}{{ $_ := set $spec "imagePullSecrets" . }}{{ end -}}
-{{- $name := printf "%s-reader" (include "locust.fullname" .) -}}
-{{- dict "apiVersion" "v1" "kind" "Pod" "spec" $spec
-    "metadata" (dict "name" $name "namespace" .Release.Namespace) | toJson -}}
-{{- end -}}

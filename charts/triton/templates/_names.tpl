@@ -83,26 +83,7 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- end -}}
 {{- end -}}
 
-{{/* Where the API key of the clients is, as YAML of an environment variable; empty without one. */}}
-{{- define "triton.apiKeyRef" -}}
-{{- with .Values.server.apiKey -}}
-{{- if .existingSecret -}}
-{{- dict "valueFrom" (dict "secretKeyRef" (dict "name" .existingSecret "key" .key)) | toYaml -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
 {{/* Name of the Secret with the value of the restricted APIs' header. */}}
 {{- define "triton.adminSecretName" -}}
 {{- .Values.server.restrictedApis.existingSecret | default (printf "%s-admin" (include "triton.fullname" .)) -}}
-{{- end -}}
-
-{{/* An option of curl with the API key of the clients, behind a space; empty without one. */}}
-{{- define "triton.apiKeyOption" -}}
-{{- with .Values.server.apiKey -}}
-{{- if .existingSecret -}}
-{{- $path := printf "-o 'jsonpath={.data.%s}' | base64 -d" .key -}}
-{{- printf " -H \"%s: $(kubectl -n %s get secret %s %s)\"" .header $.Release.Namespace .existingSecret $path -}}
-{{- end -}}
-{{- end -}}
 {{- end -}}

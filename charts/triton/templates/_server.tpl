@@ -1,90 +1,99 @@
+{{/* Whether an autoscaler sets the number of server pods. */}}
+{{- define "triton.isAutoscaled?" -}}
+{{- if .Values.autoscaling.enabled }}true{{ end -}}
+{{- end -}}
+
+{{/* The most server pods that may run at a time, without a rollout's surge. */}}
+{{- define "triton.mostReplicas" -}}
+{{- if include "triton.isAutoscaled?" . -}}
+{{- int .Values.autoscaling.maxReplicas -}}
+{{- else -}}
+{{- int .Values.replicas -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a rollout may add pods to the wanted number. */}}
+{{- define "triton.hasSurge?" -}}
+{{- $none := has (toString .Values.strategy.maxSurge) (list "0" "0%") -}}
+{{- if and (eq .Values.strategy.type "RollingUpdate") (not $none) }}true{{ end -}}
+{{- end -}}
+
+{{/* A Kubernetes quantity of bytes as whole MiB, rounded up. Argument: the quantity. */}}
+{{- define "triton.mebibytes" -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12
+    "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $text := include "triton.scalar" . -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- $number := trimSuffix $unit $text | float64 -}}
+{{- divf (mulf $number (index $units $unit)) 1048576 | ceil | int64 -}}
+{{- end -}}
+
 {{/*
-Words of tritonserver's command line, as YAML. Flags newer than the oldest supported Triton are left
-out by image.tritonVersion (with the version that brought each), because an unknown flag stops it.
+Resources of the server: /dev/shm is memory of the container, so its size is added to memory request
+and limit; GPUs are added to both as well.
 */}}
-{{- define "triton.server.args" -}}
+{{- define "triton.server.resources" -}}
+{{- $resources := deepCopy .Values.resources -}}
+{{- $shared := include "triton.mebibytes" .Values.sharedMemory | int64 -}}
+{{- range $kind := list "requests" "limits" -}}
+{{- $part := get $resources $kind | default dict -}}
+{{- with $part.memory -}}
+{{- $_ := set $part "memory" (printf "%dMi" (add (include "triton.mebibytes" .) $shared)) -}}
+{{- end -}}
+{{- if gt (int $.Values.gpu.count) 0 -}}
+{{- $_ := set $part $.Values.gpu.resourceName (int $.Values.gpu.count | toString) -}}
+{{- end -}}
+{{- $_ := set $resources $kind $part -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* Node selector of the servers, as YAML; empty without one. */}}
+{{- define "triton.server.nodeSelector" -}}
+{{- $selector := .Values.nodeSelector -}}
+{{- if gt (int .Values.gpu.count) 0 -}}
+{{- $selector = merge (dict) .Values.nodeSelector .Values.gpu.nodeSelector -}}
+{{- end -}}
+{{- with $selector }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
+{{/* Tolerations of the servers, as YAML; empty without any. */}}
+{{- define "triton.server.tolerations" -}}
+{{- $tolerations := .Values.tolerations -}}
+{{- if gt (int .Values.gpu.count) 0 -}}
+{{- $tolerations = concat .Values.gpu.tolerations $tolerations -}}
+{{- end -}}
+{{- with $tolerations }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
+{{/* The keys that Triton wants and clients send, as YAML of environment variables. */}}
+{{- define "triton.keys" -}}
 {{- $server := .Values.server -}}
-{{- $version := .Values.image.tritonVersion -}}
-- tritonserver
-- --model-repository=/models/repository/{{ include "triton.models.generation" . }}
-- --model-control-mode=none
-- --exit-on-error=true
-- --strict-readiness=true
-- --exit-timeout-secs={{ int .Values.shutdown.drainSeconds }}
-- --http-port=8000
-- --allow-grpc={{ .Values.grpc.enabled }}
-{{- if .Values.grpc.enabled }}
-- --grpc-port=8001
-- --grpc-max-connection-age={{ mul (include "triton.grpcMaxConnectionAgeSeconds" . | int) 1000 }}
-{{- if semverCompare ">=2.56.0" $version }}
-- --grpc-max-response-pool-size={{ int $server.grpcMaxResponsePoolSize }}
-{{- end }}
-{{- if semverCompare ">=2.57.0" $version }}
-- --grpc-infer-thread-count={{ int $server.grpcInferThreadCount }}
-{{- end }}
-{{- end }}
-{{- if semverCompare ">=2.59.0" $version }}
-- --http-max-input-size={{ int64 $server.maxInputBytes }}
-{{- end }}
-{{- if semverCompare ">=2.69.0" $version }}
-- --allow-client-shm=false
-{{- end }}
-- --allow-sagemaker=false
-- --allow-vertex-ai=false
-- --allow-metrics=true
-- --metrics-port=8002
-- --metrics-interval-ms={{ int .Values.metrics.intervalMilliseconds }}
-- --metrics-config=summary_latencies=true
-- --allow-gpu-metrics={{ gt (int .Values.gpu.count) 0 }}
-- --log-verbose={{ int $server.log.verbose }}
-- --log-format={{ $server.log.format }}
 {{- if and $server.restrictedApis.enabled $server.restrictedApis.categories }}
-{{- $categories := join "," $server.restrictedApis.categories }}
-{{- $closed := printf "%s:%s=$(TRITON_ADMIN_KEY)" $categories $server.restrictedApis.header }}
-- --http-restricted-api={{ $closed }}
-{{- if .Values.grpc.enabled }}
-- --grpc-restricted-protocol={{ $closed }}
+TRITON_ADMIN_KEY:
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "triton.adminSecretName" . }}
+      key: {{ $server.restrictedApis.key }}
 {{- end }}
-{{- end }}
-{{- if $server.apiKey.existingSecret }}
-{{- $closed := printf "inference:%s=$(TRITON_API_KEY)" $server.apiKey.header }}
-- --http-restricted-api={{ $closed }}
-{{- if .Values.grpc.enabled }}
-- --grpc-restricted-protocol={{ $closed }}
-{{- end }}
-{{- end }}
-{{- with $server.extraArgs }}
-{{ toYaml . }}
+{{- with $server.apiKey.existingSecret }}
+TRITON_API_KEY:
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $server.apiKey.key }}
 {{- end }}
 {{- end -}}
 
-{{/* Environment of the server as YAML: the chart's own, overridden by extraEnv. */}}
-{{- define "triton.server.env" -}}
-{{- $env := dict -}}
-{{- $_ := set $env "HF_HUB_OFFLINE" "1" -}}
-{{- $_ := set $env "HF_HOME" "/tmp/huggingface" -}}
-{{- $_ := set $env "HOME" "/tmp" -}}
-{{- $_ := set $env "TRITON_HF_STORE" "/models" -}}
-{{- $_ := set $env "TRITON_HF_UNREADY_SECONDS" (int .Values.probes.readiness.silentSeconds | toString) -}}
-{{- $_ := set $env "TRITON_HF_STALE_SECONDS" (int .Values.probes.liveness.staleSeconds | toString) -}}
-{{- $_ := set $env "TRITON_HF_RUNTIME_DIR" "/tmp/triton_hf" -}}
-{{- $apis := .Values.server.restrictedApis -}}
-{{- if and $apis.enabled $apis.categories -}}
-{{- $ref := dict "name" (include "triton.adminSecretName" .) "key" $apis.key -}}
-{{- $_ := set $env "TRITON_ADMIN_KEY" (dict "valueFrom" (dict "secretKeyRef" $ref)) -}}
+{{/*
+Seconds after which a gRPC connection is renewed: half of preStop, so that every client has found another
+pod before this one ends. The other half is for the proxies, which must have dropped the endpoint, and
+for gRPC, which makes the age up to a tenth longer.
+*/}}
+{{- define "triton.grpcMaxConnectionAgeSeconds" -}}
+{{- if .Values.server.grpcMaxConnectionAgeSeconds -}}
+{{- int .Values.server.grpcMaxConnectionAgeSeconds -}}
+{{- else -}}
+{{- max 1 (div (int .Values.shutdown.preStopSeconds) 2) -}}
 {{- end -}}
-{{- with include "triton.apiKeyRef" . -}}
-{{- $_ := set $env "TRITON_API_KEY" (fromYaml .) -}}
-{{- end -}}
-{{- include "triton.env" (merge (dict) .Values.extraEnv $env) -}}
-{{- end -}}
-
-{{/* Spread constraints with the chart's own selector added to each, as YAML. */}}
-{{- define "triton.server.topologySpreadConstraints" -}}
-{{- $selector := dict "matchLabels" (include "triton.selectorLabels" (list . "server") | fromYaml) -}}
-{{- $constraints := list -}}
-{{- range .Values.topologySpreadConstraints -}}
-{{- $constraints = append $constraints (merge (dict "labelSelector" $selector) .) -}}
-{{- end -}}
-{{- with $constraints }}{{ toYaml . }}{{ end -}}
 {{- end -}}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedded_triton.server import running_server
+from lib.pooling_models import Pooled, write_store
 from lib.triton_client import Client
 from tools import vllm_environment
 from tools.demo_model import REPOSITORY
@@ -121,3 +122,17 @@ def serving_smollm2(
         wait_seconds=400,
     ) as server:
         yield Client(server)
+
+
+@pytest.fixture(scope="session")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooled]:
+    """A server with a tiny embedding model, a reranker and a classifier from a synced store."""
+    root = tmp_path_factory.mktemp("pooled")
+    embedder, ranker = write_store(root)
+    with running_server(
+        arguments=[f"--model-repository={root / 'store/repository/g1'}"],
+        workdir=root,
+        environment={"TRITON_HF_STORE": str(root / "store"), "HF_HUB_OFFLINE": "1"},
+        wait_seconds=400,
+    ) as server:
+        yield Pooled(client=Client(server), embedder=embedder, ranker=ranker)

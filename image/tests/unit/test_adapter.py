@@ -61,12 +61,14 @@ def adapters() -> Iterator[SimpleNamespace]:
     triton.InferenceResponse = (  # type: ignore[attr-defined]
         lambda output_tensors, error=None: error or output_tensors
     )
-    parts = ("tensors", "text_model", "stream_model")
+    parts = ("tensors", "served_model", "text_model", "stream_model")
     names = tuple(f"triton_hf.backend.{part}" for part in parts)
     sys.modules[triton.__name__] = triton
     try:
-        tensors, whole, stream = (importlib.import_module(name) for name in names)
-        yield SimpleNamespace(tensors=tensors, whole=whole, stream=stream, error=TritonError)
+        tensors, served, whole, stream = (importlib.import_module(name) for name in names)
+        yield SimpleNamespace(
+            tensors=tensors, served=served, whole=whole, stream=stream, error=TritonError
+        )
     finally:
         for name in (triton.__name__, *names):
             sys.modules.pop(name, None)
@@ -100,7 +102,7 @@ def test_an_answer_that_cannot_be_made_is_an_error_and_the_last_word(adapters) -
 
 
 def test_a_client_that_cannot_be_answered_stops_no_other_answers(adapters) -> None:
-    replies, good = adapters.whole._Replies(), Client()
+    replies, good = adapters.served.Replies(adapters.tensors.text_response), Client()
     replies.put(Client(broken=True).responder, [])
     replies.put(good.responder, "no answers at all")
     replies.stop()
@@ -167,7 +169,7 @@ def test_whatever_goes_wrong_in_a_load_is_one_sentence_in_the_termination_messag
         raise error
 
     monkeypatch.setenv("TERMINATION_LOG", str(tmp_path / "log"))
-    monkeypatch.setattr(adapters.whole, "load_class", broken)
+    monkeypatch.setattr(adapters.served, "load_class", broken)
     config = {"parameters": {"engine": {"string_value": "simulated"}}}
     arguments = {"model_name": "m", "model_config": json.dumps(config)}
     with pytest.raises(RuntimeError, match=words):

@@ -104,7 +104,11 @@ def free_port() -> int:
 
 def volume(machine: Machine) -> list[str]:
     repository = machine.folder / "project" / "model_repository"
-    return ["-v", f"{repository}:/opt/tritonserver/model_repository"]
+    kept = ("-v", "triton-downloads:/var/cache/huggingface")
+    return ["-v", f"{repository}:/opt/tritonserver/model_repository", *kept]
+
+
+HOME = ("--env", "HF_HOME=/var/cache/huggingface")
 
 
 @pytest.mark.parametrize("script", ["run_server.sh", "run-server.sh"])
@@ -121,7 +125,7 @@ def test_with_gpu_and_nvidia_runtime_docker_gets_the_documented_words(
     ((words, _),) = machine.calls("run")
     assert words == [
         *("run", "--gpus", "all", "-i", "--rm", *DOCUMENTED),
-        *("--env-file", "./.env", "--env", "HF_TOKEN", *volume(machine)),
+        *("--env-file", "./.env", "--env", "HF_TOKEN", *HOME, *volume(machine)),
         *("-p", f"{machine.variables['PORT']}:8000", "triton"),
         *("tritonserver", "--model-repository=model_repository"),
     ]

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from triton_hf.metrics import FAMILIES, ROUTER_GAUGES, Family, Key, Metrics
+from triton_hf.metrics import ROUTER_GAUGES, Family, Key, Metrics
 from triton_hf.runtime import log_fault
 
 PUBLISH_SECONDS = 0.25
@@ -36,10 +36,13 @@ class TritonPublisher:
         self._model = model
         self._backend = backend
         self._stopping = threading.Event()
-        for family in FAMILIES:
+        for family in metrics.families:
             if not family.late:
                 self._register(family)
-        self._repeated = {ours: self._repeat(theirs) for theirs, ours in ROUTER_GAUGES.items()}
+        known = {family.name for family in metrics.families}
+        self._repeated = {
+            ours: self._repeat(theirs) for theirs, ours in ROUTER_GAUGES.items() if ours in known
+        }
         self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
 
     def start(self) -> None:
@@ -113,5 +116,6 @@ class TritonPublisher:
 
     def _series_of(self, key: Key) -> Any:
         if key not in self._series:
-            self._register(next(family for family in FAMILIES if family.name == key[0]))
+            families = self._metrics.families
+            self._register(next(family for family in families if family.name == key[0]))
         return self._series[key]

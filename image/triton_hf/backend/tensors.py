@@ -10,17 +10,18 @@ import triton_python_backend_utils as pb_utils
 
 from triton_hf.backend.clients import Responder
 from triton_hf.errors import EngineError, RequestError, TritonHFError, error_code
-from triton_hf.models.registry import TEXT
+from triton_hf.models.registry import TEXT, Task
 from triton_hf.runtime import log
+from triton_hf.serving.pooling import PoolingRow
 from triton_hf.serving.service import Answer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
-def read_inputs(request: Any) -> dict[str, list[bytes] | None]:
+def read_inputs(request: Any, task: Task = TEXT) -> dict[str, list[bytes] | None]:
     """Return the rows of each text input, None for one that was not sent."""
     rows: dict[str, list[bytes] | None] = {}
-    for name in TEXT.inputs:
+    for name in task.inputs:
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         rows[name] = None if tensor is None else [bytes(x) for x in tensor.as_numpy().reshape(-1)]
     return rows
@@ -50,6 +51,16 @@ def text_response(answers: Sequence[Answer]) -> Any:
     )
 
 
+def pooling_response(rows: Sequence[PoolingRow], task: Task) -> Any:
+    """One response with a row for each text; the rows of a request are equally wide."""
+    made = [_integers("prompt_tokens", [row.prompt_tokens for row in rows])]
+    made += [_numbers(name, [row.values for row in rows]) for name in task.number_outputs]
+    for name in task.text_outputs:
+        cells = [[text.encode() for text in row.labels] for row in rows]
+        made.append(pb_utils.Tensor(name, np.array(cells, dtype=np.object_)))
+    return pb_utils.InferenceResponse(made)
+
+
 def error_response(error: TritonHFError) -> Any:
     """An error with the code that makes Triton answer the right HTTP status."""
     return coded_error(str(error), error_code(error))
@@ -68,6 +79,10 @@ def _strings(name: str, values: list[str]) -> Any:
 
 def _integers(name: str, values: list[int]) -> Any:
     return pb_utils.Tensor(name, np.array(values, dtype=np.int32).reshape(-1, 1))
+
+
+def _numbers(name: str, values: list[tuple[float, ...]]) -> Any:
+    return pb_utils.Tensor(name, np.array(values, dtype=np.float32))
 
 
 def unexpected(error: Exception) -> Any:

@@ -162,6 +162,8 @@ def unusable(settings: ModelSettings, error: Exception) -> SettingsError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "custom code" in first:
         first = "it brings code of its own, which is never run, and transformers has none for it"
+    if first.startswith("Unrecognized configuration class"):
+        first = "transformers has no class that generates text from text for its model type"
     return SettingsError(f"{settings.repo_id} cannot be loaded: {first}")
 
 

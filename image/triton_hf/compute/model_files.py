@@ -6,12 +6,11 @@ import half of torch's compiler, which takes longer than all else that a server 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from triton_hf.models.files import quantisation
+from triton_hf.models.files import json_reader, unservable
 
 # No code of a repository, nothing from the network.
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -51,7 +50,7 @@ class ModelFiles:
         """
         from transformers import GenerationConfig
 
-        if not quantised and (why := quantisation(_read(folder / "config.json"))):
+        if why := unservable(json_reader(folder), quantised=quantised):
             raise ValueError(f"it {why}")
         self.config: Any = None
         if (folder / "generation_config.json").is_file():
@@ -124,10 +123,5 @@ def _old_rotation(raw: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from None
+    found = json_reader(path.parent)(path.name)
     return found if isinstance(found, dict) else {}

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from triton_hf.compute.prefix_cache import PrefixCache
 from triton_hf.compute.slot_cache import SlotCache
 from triton_hf.errors import SettingsError
+from triton_hf.runtime import log_fault
 
 # The prefix cache holds at most 1/8 of the tokens that all rows together can have.
 _CACHED_PART = 8
@@ -114,7 +115,8 @@ class TorchRunner:
         try:
             first = self.extend(sequence, [0])
         except Exception as error:
-            raise self._refusal(f"{type(error).__name__}: {error}") from error
+            log_fault(error)
+            raise self._refusal("its first forward pass with one fails") from error
         kinds = {type(layer) for layer in sequence.layers}
         if kinds != {DynamicLayer}:
             names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
@@ -141,6 +143,6 @@ class TorchRunner:
     def _refusal(self, why: str) -> SettingsError:
         kind = getattr(self._model.config, "model_type", type(self._model).__name__)
         return SettingsError(
-            f"models of the type '{kind}' cannot be served: the engine needs a decoder whose "
-            f"state is keys and values ({why})"
+            f"models of the type '{kind}' cannot be served: the engine needs a decoder whose whole "
+            f"state is a KV cache, and {why}"
         )

@@ -261,7 +261,8 @@ def longest_context(config: Any) -> int | None:
     `longrope` changes all angles once a token lies beyond the original length. Cached keys, and
     those of other rows, would no longer fit.
     """
-    longest: int | None = getattr(config, "max_position_embeddings", None)
+    given = getattr(config, "max_position_embeddings", None)
+    longest: int | None = given if isinstance(given, int) and given > 0 else None
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
     if any(kind.get("rope_type") == "longrope" for kind in kinds):

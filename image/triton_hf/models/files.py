@@ -5,23 +5,60 @@ Decided from the names of all files and the content of the small ones, before an
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from triton_hf.models.registry import DEFAULT_TASK
+from triton_hf.models.sentence import Read, module_kinds
+from triton_hf.models.tasks import task_refusal
 
 _SMALL = (".json", ".txt", ".model", ".jinja")
 _TEMPLATES = "additional_chat_templates/"
 _WEIGHTS = ".safetensors"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# A module of sentence-transformers, such as 1_Pooling.
+_MODULE = re.compile(r"\d+_\w+/[^/]+")
+
+
+def json_reader(folder: Path) -> Read:
+    """Return a function that reads the JSON files of a folder, None for one that is not there.
+
+    It raises ValueError for a file that is no JSON.
+    """
+
+    def read(name: str) -> Any:
+        try:
+            return json.loads((folder / name).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:  # also what is not UTF-8
+            raise ValueError(f"{name} is no JSON: {error}") from None
+
+    return read
 
 
 def small_files(names: Iterable[str]) -> list[str]:
-    """Return the files that describe a model: those at the root, and its named chat templates."""
+    """Return the files that describe a model: at the root, its chat templates, its modules."""
     return [
         name
         for name in names
-        if name.endswith(_SMALL) and ("/" not in name or name.startswith(_TEMPLATES))
+        if name.endswith(_SMALL)
+        and ("/" not in name or name.startswith(_TEMPLATES) or _MODULE.fullmatch(name))
     ]
+
+
+def module_weights(modules: Any) -> list[str]:
+    """Return the files of weights of the linear layers that modules.json names; None has none.
+
+    Raises:
+        SettingsError: It is not what sentence-transformers writes.
+    """
+    steps = [] if modules is None else module_kinds(modules)
+    return [f"{path}/{SINGLE}" for kind, path in steps if kind == "Dense"]
 
 
 def weight_files(names: Iterable[str], index: Mapping[str, Any] | None) -> list[str]:
@@ -41,26 +78,32 @@ def weight_files(names: Iterable[str], index: Mapping[str, Any] | None) -> list[
     return sorted(name for name in names if name.endswith(_WEIGHTS) and "/" not in name)
 
 
-def refusal(
-    names: Iterable[str], *, config: Mapping[str, Any] | None, adapter: Mapping[str, Any] | None
-) -> str | None:
+def refusal(names: Iterable[str], *, read: Read, task: str = DEFAULT_TASK) -> str | None:
     """Say why a repository cannot be served, as the end of a sentence; None if it can.
 
     Args:
         names: All files of the repository.
-        config: The content of config.json, None if there is none.
-        adapter: The content of adapter_config.json, None if there is none.
+        read: Returns the content of a JSON file by its path, None if there is none.
+        task: Name of the task.
     """
     names = set(names)
-    if config is None and adapter is not None:
+    adapter = read("adapter_config.json")
+    if read("config.json") is None and isinstance(adapter, Mapping):
         base = adapter.get("base_model_name_or_path") or "another model"
         return f"is an adapter for {base}, not a model; merge it into that model first"
-    quantised = quantisation(config or {})
-    if quantised is not None:
-        return quantised
+    if why := unservable(read, task):
+        return why
     if not any(name.endswith(_WEIGHTS) for name in names):
         return "holds no .safetensors file, and nothing else is loaded"
     return None
+
+
+def unservable(read: Read, task: str = DEFAULT_TASK, *, quantised: bool = False) -> str | None:
+    """Say why a model cannot be served, judged by its JSON files alone; None if it may."""
+    config = read("config.json")
+    if why := task_refusal(read, task):
+        return why
+    return None if quantised else quantisation(config if isinstance(config, dict) else {})
 
 
 def quantisation(config: Mapping[str, Any]) -> str | None:

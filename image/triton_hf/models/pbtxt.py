@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_hf.errors import SettingsError
-from triton_hf.models.registry import DEFAULT_ENGINE, Task, engine_kind
+from triton_hf.models.registry import Task, kind_of
 
 STREAM_SUFFIX = "_stream"
 MAX_ROWS = 64
@@ -37,10 +37,9 @@ def model_config(parameters: Mapping[str, str]) -> str:
     """Return the config.pbtxt of a model with these parameters, in the order given.
 
     Raises:
-        SettingsError: The parameter `engine` names no engine.
+        SettingsError: The parameters `engine` and `task` name no engine.
     """
-    task = engine_kind(parameters.get("engine", DEFAULT_ENGINE)).task
-    return _render(parameters, task, rows=MAX_ROWS, decoupled=False)
+    return _render(parameters, kind_of(parameters).task, rows=MAX_ROWS, decoupled=False)
 
 
 def stream_config(model: str, task: Task) -> str:
@@ -55,10 +54,14 @@ def _render(parameters: Mapping[str, str], task: Task, *, rows: int, decoupled: 
     config = model_config_pb2.ModelConfig(backend="python", max_batch_size=rows)
     for name in task.inputs:
         config.input.add(name=name, data_type=model_config_pb2.TYPE_STRING, dims=[1], optional=True)
-    for name in task.text_outputs:
-        config.output.add(name=name, data_type=model_config_pb2.TYPE_STRING, dims=[1])
-    for name in task.integer_outputs:
-        config.output.add(name=name, data_type=model_config_pb2.TYPE_INT32, dims=[1])
+    for names, kind in (
+        (task.text_outputs, model_config_pb2.TYPE_STRING),
+        (task.number_outputs, model_config_pb2.TYPE_FP32),
+        (task.integer_outputs, model_config_pb2.TYPE_INT32),
+    ):
+        for name in names:
+            width = -1 if name in task.wide_outputs else 1
+            config.output.add(name=name, data_type=kind, dims=[width])
     if decoupled:
         config.model_transaction_policy.decoupled = True
     # The engine picks its device itself, and one process holds one copy of the weights.

@@ -26,6 +26,8 @@ class Task:
         inputs: Names of the input tensors, BYTES [rows, 1], all optional for Triton.
         text_outputs: Names of the BYTES outputs, [rows, 1].
         integer_outputs: Names of the INT32 outputs, [rows, 1].
+        number_outputs: Names of the FP32 outputs, [rows, 1].
+        wide_outputs: Outputs that have more than one column, as many as the model says.
         model: Class of the Triton model, `module:Class`.
         companion: Class of the decoupled companion that streams, or None.
         parameters: What a request may set; those with `model` are also defaults of a model.
@@ -38,6 +40,8 @@ class Task:
     model: str
     companion: str | None
     parameters: Mapping[str, Parameter]
+    number_outputs: tuple[str, ...] = ()
+    wide_outputs: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ class EngineKind:
         parameters: What config.pbtxt may set for it, beside the defaults of the task.
         needs_repository: Whether it loads weights of a repository (`repo_id`).
         paced: Whether its streams merge tokens under load; False if times are what is asked for.
+        defaults: Settings whose default is another one than with other engines.
     """
 
     name: str
@@ -59,6 +64,7 @@ class EngineKind:
     parameters: Mapping[str, Parameter]
     needs_repository: bool
     paced: bool
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 TEXT = Task(
@@ -70,6 +76,44 @@ TEXT = Task(
     companion="triton_hf.backend.stream_model:StreamModel",
     parameters=catalog.SAMPLING,
 )
+
+EMBED = Task(
+    name="embed",
+    inputs=("text", "tokens"),
+    text_outputs=(),
+    integer_outputs=("prompt_tokens",),
+    number_outputs=("embedding",),
+    wide_outputs=frozenset({"embedding"}),
+    model="triton_hf.backend.pooling_model:PoolingModel",
+    companion=None,
+    parameters=catalog.EMBEDDING,
+)
+
+RANK = Task(
+    name="rank",
+    inputs=("query", "text"),
+    text_outputs=(),
+    integer_outputs=("prompt_tokens",),
+    number_outputs=("score",),
+    model="triton_hf.backend.pooling_model:PoolingModel",
+    companion=None,
+    parameters=catalog.RANKING,
+)
+
+CLASSIFY = Task(
+    name="classify",
+    inputs=("text", "text_pair"),
+    text_outputs=("label",),
+    integer_outputs=("prompt_tokens",),
+    number_outputs=("score",),
+    wide_outputs=frozenset({"label", "score"}),
+    model="triton_hf.backend.pooling_model:PoolingModel",
+    companion=None,
+    parameters=catalog.CLASSIFYING,
+)
+
+DEFAULT_TASK = TEXT.name
+TASKS = {task.name: task for task in (TEXT, EMBED, RANK, CLASSIFY)}
 
 DEFAULT_ENGINE = "transformers"
 ENGINES: dict[str, EngineKind] = {
@@ -106,6 +150,25 @@ ENGINES: dict[str, EngineKind] = {
     )
 }
 
+# What engines compute beside text.
+_OTHER_TASKS: dict[tuple[str, str], EngineKind] = {
+    (DEFAULT_ENGINE, task.name): EngineKind(
+        name=DEFAULT_ENGINE,
+        task=task,
+        factory="triton_hf.engines.pooling:PoolingEngine",
+        parameters={
+            **catalog.BATCHING,
+            **catalog.REPOSITORY,
+            "device": catalog.COMPUTE["device"],
+            "dtype": catalog.COMPUTE["dtype"],
+        },
+        needs_repository=True,
+        paced=False,
+        defaults={"slots": 64, "max_queue": 512},
+    )
+    for task in (EMBED, RANK, CLASSIFY)
+}
+
 ENGINE = Parameter(
     name="engine",
     kind=Choice(values=tuple(ENGINES)),
@@ -114,19 +177,61 @@ ENGINE = Parameter(
 )
 
 
-def engine_kind(name: str) -> EngineKind:
-    """Return the engine of a name.
+TASK = Parameter(
+    name="task",
+    kind=Choice(values=tuple(TASKS)),
+    default=f"{DEFAULT_TASK}; model-sync finds it in the repository",
+    meaning="what the model does for a request",
+)
+
+
+def engine_kind(name: str, task: str = DEFAULT_TASK) -> EngineKind:
+    """Return the engine of a name for a task.
+
+    Raises:
+        SettingsError: There is no such engine, or it does not compute the task.
+    """
+    name, task = ENGINE.read_text(name), TASK.read_text(task)
+    if task == ENGINES[name].task.name:
+        return ENGINES[name]
+    if (name, task) not in _OTHER_TASKS:
+        raise SettingsError(
+            f"engine {name} does not compute the task {task}; it computes "
+            f"{', '.join(tasks_of(name))}"
+        )
+    return _OTHER_TASKS[name, task]
+
+
+def tasks_of(engine: str) -> list[str]:
+    """Return the names of the tasks that an engine computes, text first.
 
     Raises:
         SettingsError: There is no such engine.
     """
-    return ENGINES[ENGINE.read_text(name)]
+    first = ENGINES[ENGINE.read_text(engine)].task.name
+    return [first, *(task for name, task in _OTHER_TASKS if name == engine)]
+
+
+def kind_of(parameters: Mapping[str, str]) -> EngineKind:
+    """Return the engine that the parameters of a config.pbtxt name.
+
+    Raises:
+        SettingsError: There is no such engine, or it does not compute the task.
+    """
+    return engine_kind(
+        parameters.get("engine", DEFAULT_ENGINE), parameters.get("task", DEFAULT_TASK)
+    )
+
+
+def kinds() -> list[EngineKind]:
+    """Return every engine for every task that it computes."""
+    return [*ENGINES.values(), *_OTHER_TASKS.values()]
 
 
 def model_parameters(kind: EngineKind) -> dict[str, Parameter]:
     """What a config.pbtxt with this engine may set, in file order."""
     defaults = [item for item in kind.task.parameters.values() if item.model]
-    return table(ENGINE, *kind.parameters.values(), *defaults)
+    return table(ENGINE, TASK, *kind.parameters.values(), *defaults)
 
 
 def load_class(path: str) -> Any:

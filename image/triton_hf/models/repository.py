@@ -12,7 +12,7 @@ from pathlib import Path
 
 from triton_hf.errors import TritonHFError
 from triton_hf.models.pbtxt import model_config, read_config, string_parameters
-from triton_hf.models.registry import DEFAULT_ENGINE, ENGINES, engine_kind
+from triton_hf.models.registry import DEFAULT_ENGINE, ENGINES, TASKS, kind_of
 from triton_hf.models.specification import ModelSpec, all_parameters, check_spec
 
 _MODEL = '''"""{meaning}"""
@@ -29,10 +29,12 @@ def model_file(path: str, meaning: str) -> str:
 
 def _files(spec: ModelSpec) -> dict[str, str]:
     """The files of a model's folder."""
-    task = engine_kind(spec.engine).task
+    parameters = all_parameters(spec)
     return {
-        "config.pbtxt": model_config(all_parameters(spec)),
-        "1/model.py": model_file(task.model, "Serves the model that config.pbtxt names."),
+        "config.pbtxt": model_config(parameters),
+        "1/model.py": model_file(
+            kind_of(parameters).task.model, "Serves the model that config.pbtxt names."
+        ),
     }
 
 
@@ -60,6 +62,7 @@ def read_model(folder: Path) -> ModelSpec:
     spec = ModelSpec(
         name=folder.name,
         engine=parameters.pop("engine", DEFAULT_ENGINE),
+        task=parameters.pop("task", None),
         repository=parameters.pop("repo_id", None),
         revision=parameters.pop("revision", None),
         parameters=parameters,
@@ -90,6 +93,7 @@ def main() -> int:
     add.add_argument("name")
     add.add_argument("--into", type=Path, default=Path("model_repository"))
     add.add_argument("--engine", default=DEFAULT_ENGINE, choices=tuple(ENGINES))
+    add.add_argument("--task", choices=tuple(TASKS), help="what the model does (text)")
     add.add_argument("--repository", help="ORG/NAME on the Hub")
     add.add_argument("--revision", help="commit, tag or branch; a commit is safest")
     add.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
@@ -117,6 +121,7 @@ def _spec(options: argparse.Namespace) -> ModelSpec:
     return ModelSpec(
         name=options.name,
         engine=options.engine,
+        task=options.task,
         repository=options.repository,
         revision=options.revision,
         parameters=dict(item.split("=", 1) for item in options.set),

@@ -8,7 +8,15 @@ from typing import Any
 
 from triton_hf.errors import SettingsError
 from triton_hf.models import catalog
-from triton_hf.models.registry import DEFAULT_ENGINE, EngineKind, engine_kind, model_parameters
+from triton_hf.models.registry import (
+    DEFAULT_ENGINE,
+    DEFAULT_TASK,
+    TEXT,
+    EngineKind,
+    engine_kind,
+    kind_of,
+    model_parameters,
+)
 
 # Values of `weights` that an earlier version had, on GPUs.
 _REMOVED_WEIGHTS = ("int4", "fp8")
@@ -27,6 +35,18 @@ class GenerationDefaults:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolingDefaults:
+    """The same for the tasks `embed`, `rank` and `classify`."""
+
+    dimensions: int | None = None
+    matryoshka: bool | None = None
+    prompt_name: str | None = None
+    truncate: bool = False
+    raw_scores: bool = False
+    top_labels: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulatedSettings:
     """How the simulated engine behaves; times in seconds."""
 
@@ -40,6 +60,7 @@ class ModelSettings:
     """Everything that config.pbtxt says about one model; `models.catalog` has the meanings."""
 
     engine: str = DEFAULT_ENGINE
+    task: str = DEFAULT_TASK
     repo_id: str = ""
     revision: str | None = None
     gated: bool = False
@@ -52,15 +73,18 @@ class ModelSettings:
     max_queue_seconds: float = 50.0
     max_prompt_tokens: int = 1024
     max_total_tokens: int = 2048
+    max_input_tokens: int | None = None
+    batch_tokens: int | None = None
     stream_events: int | None = None
     engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
+    pooling: PoolingDefaults = dataclasses.field(default_factory=PoolingDefaults)
     simulated: SimulatedSettings = dataclasses.field(default_factory=SimulatedSettings)
 
     @property
     def kind(self) -> EngineKind:
         """The engine in the registry."""
-        return engine_kind(self.engine)
+        return engine_kind(self.engine, self.task)
 
 
 def parse_settings(parameters: Mapping[str, str]) -> ModelSettings:
@@ -69,12 +93,12 @@ def parse_settings(parameters: Mapping[str, str]) -> ModelSettings:
     Raises:
         SettingsError: A parameter is unknown, out of range, missing, or contradicts another.
     """
-    kind = engine_kind(parameters.get("engine", DEFAULT_ENGINE))
+    kind = kind_of(parameters)
     known = model_parameters(kind)
     for name in parameters:
         if name not in known:
             raise SettingsError(
-                f"unknown parameter '{name}'; engine {kind.name} knows {', '.join(sorted(known))}"
+                f"unknown parameter '{name}'; {_engine(kind)} knows {', '.join(sorted(known))}"
             )
     if parameters.get("weights") in _REMOVED_WEIGHTS:
         raise SettingsError(
@@ -84,13 +108,20 @@ def parse_settings(parameters: Mapping[str, str]) -> ModelSettings:
     values = {name: known[name].read_text(text) for name, text in parameters.items()}
     defaults = {name: values.pop(name) for name in kind.task.parameters if name in values}
     simulated = {name: values.pop(name) for name in catalog.SIMULATED if name in values}
+    if kind.task is TEXT:
+        values["defaults"] = GenerationDefaults(**defaults)
+    else:
+        values["pooling"] = PoolingDefaults(**defaults)
     settings = ModelSettings(
-        **values,
-        defaults=GenerationDefaults(**defaults),
+        **{**kind.defaults, **values},
         simulated=_simulated_settings(simulated),
     )
     _check(settings)
     return settings
+
+
+def _engine(kind: EngineKind) -> str:
+    return f"engine {kind.name}" if kind.task is TEXT else f"the task {kind.task.name}"
 
 
 def _simulated_settings(values: Mapping[str, float]) -> SimulatedSettings:

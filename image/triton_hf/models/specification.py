@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -11,7 +12,14 @@ from typing import Any
 
 from triton_hf.errors import EXIT_USAGE, SettingsError, StoreError
 from triton_hf.models.pbtxt import STREAM_SUFFIX
-from triton_hf.models.registry import DEFAULT_ENGINE, engine_kind, model_parameters
+from triton_hf.models.registry import (
+    DEFAULT_ENGINE,
+    DEFAULT_TASK,
+    engine_kind,
+    kind_of,
+    model_parameters,
+    tasks_of,
+)
 from triton_hf.models.settings import parse_settings
 
 # Triton takes more, but a name is also part of a URL path, a metric label and a Helm key.
@@ -21,10 +29,15 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One entry of the specification: what a person wrote under `models.<name>`."""
+    """One entry of the specification: what a person wrote under `models.<name>`.
+
+    Attributes:
+        task: Name of the task; None if it is to be found in the repository, and text without one.
+    """
 
     name: str
     engine: str = DEFAULT_ENGINE
+    task: str | None = None
     repository: str | None = None
     revision: str | None = None
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -53,7 +66,7 @@ def read_spec(path: Path) -> list[ModelSpec]:
 
 
 def _model_spec(name: str, entry: Any) -> ModelSpec:
-    known = {"engine", "repository", "revision", "parameters"}
+    known = {"engine", "task", "repository", "revision", "parameters"}
     if not isinstance(entry, dict) or set(entry) - known:
         raise SettingsError(f"model '{name}' may have {', '.join(sorted(known))}, nothing else")
     parameters = entry.get("parameters") or {}
@@ -62,6 +75,7 @@ def _model_spec(name: str, entry: Any) -> ModelSpec:
     spec = ModelSpec(
         name=name,
         engine=entry.get("engine") or DEFAULT_ENGINE,
+        task=entry.get("task"),
         repository=entry.get("repository"),
         revision=entry.get("revision"),
         parameters={key: _parameter_text(value) for key, value in parameters.items()},
@@ -100,7 +114,7 @@ def check_spec(spec: ModelSpec) -> None:
             f"not end with '{STREAM_SUFFIX}'"
         )
     try:
-        kind = engine_kind(spec.engine)
+        kind = engine_kind(spec.engine, spec.task or DEFAULT_TASK)
     except SettingsError as error:
         raise SettingsError(f"model '{spec.name}': {error}") from None
     if not kind.needs_repository:
@@ -108,24 +122,45 @@ def check_spec(spec: ModelSpec) -> None:
             raise SettingsError(f"model '{spec.name}': a {kind.name} model has no 'repository'")
     elif not isinstance(spec.repository, str) or not _REPOSITORY.fullmatch(spec.repository):
         raise SettingsError(f"model '{spec.name}': 'repository' must be ORG/NAME on the Hub")
-    if reserved := {"engine", "repo_id", "revision"} & set(spec.parameters):
+    if reserved := {"engine", "task", "repo_id", "revision"} & set(spec.parameters):
         raise SettingsError(
             f"model '{spec.name}': '{sorted(reserved)[0]}' is a field of the model itself, "
             "not of its 'parameters'"
         )
     try:
-        parse_settings(all_parameters(spec))
+        _check_parameters(spec)
     except SettingsError as error:
         raise SettingsError(f"model '{spec.name}': {error}") from None
+
+
+def _check_parameters(spec: ModelSpec) -> None:
+    """Check the parameters; while the task is not known, those of any task are right.
+
+    Raises:
+        SettingsError: The text names the parameter.
+    """
+    parameters = all_parameters(spec)
+    try:
+        parse_settings(parameters)
+    except SettingsError:
+        if spec.task is not None:
+            raise
+        for task in tasks_of(spec.engine)[1:]:
+            with contextlib.suppress(SettingsError):
+                parse_settings({**parameters, "task": task})
+                return
+        raise
 
 
 def all_parameters(spec: ModelSpec) -> dict[str, str]:
     """Parameters of config.pbtxt for a model, in file order."""
     values = {"engine": spec.engine, **spec.parameters}
+    if spec.task not in (None, DEFAULT_TASK):
+        values["task"] = str(spec.task)
     if spec.repository is not None:
         values["repo_id"] = spec.repository
     if spec.revision is not None:
         values["revision"] = spec.revision
-    first = ("engine", "repo_id", "revision", *model_parameters(engine_kind(spec.engine)))
+    first = ("engine", "task", "repo_id", "revision", *model_parameters(kind_of(values)))
     ordered = {name: values[name] for name in first if name in values}
     return {**ordered, **values}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from triton_hf.errors import SettingsError
 from triton_hf.models.pbtxt import STREAM_SUFFIX, read_config, stream_config, string_parameters
-from triton_hf.models.registry import Task, engine_kind
+from triton_hf.models.registry import Task, kind_of
 from triton_hf.models.repository import model_file
 from triton_hf.runtime import runtime_dir
 
@@ -144,10 +144,10 @@ def _streaming_models(repositories: Sequence[Path]) -> dict[str, Task]:
             raise SettingsError(f"the model repository {repository} is not a folder")
         for config in sorted(repository.glob("*/config.pbtxt")):
             name = config.parent.name
-            engine = string_parameters(read_config(config)).get("engine")
-            if engine is None:
+            parameters = string_parameters(read_config(config))
+            if "engine" not in parameters:
                 continue
-            task = engine_kind(engine).task
+            task = kind_of(parameters).task
             if task.companion is None:
                 continue
             if (config.parent.parent / f"{name}{STREAM_SUFFIX}").exists():

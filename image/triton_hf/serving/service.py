@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from triton_hf.contract import Conversation, Sampling
+from triton_hf.engines.job import Job
 from triton_hf.engines.text import TextEngine, TextEvent, TextJob
 from triton_hf.errors import EngineError, RequestError, TritonHFError
 from triton_hf.metrics import Metrics
@@ -39,7 +41,7 @@ class Ticket:
     def __init__(self, *, rows: int, wake: Callable[[], None]) -> None:
         self._lock = threading.Lock()
         self._wake = wake
-        self._jobs: Sequence[TextJob] = ()
+        self._jobs: Sequence[Job[Any]] = ()
         self._left = rows
         self._cancelled = False
 
@@ -58,7 +60,7 @@ class Ticket:
         if jobs:
             self._wake()
 
-    def follow(self, jobs: Sequence[TextJob]) -> None:
+    def follow(self, jobs: Sequence[Job[Any]]) -> None:
         """Take the jobs of the rows; they are cancelled if the ticket already is."""
         with self._lock:
             self._jobs = jobs

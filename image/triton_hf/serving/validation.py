@@ -42,7 +42,7 @@ def parse_conversations(rows: Mapping[str, Sequence[bytes] | None]) -> list[Conv
                 "input 'prompt' is the whole text for the model, without a chat template: send it "
                 "alone, or send 'user_message' or 'messages' without it"
             )
-        return [(Message(role=PROMPT, content=_required_text("prompt", raw)),) for raw in prompts]
+        return [(Message(role=PROMPT, content=required_text("prompt", raw)),) for raw in prompts]
     if histories is not None:
         if users is not None or systems is not None:
             raise RequestError(
@@ -54,17 +54,22 @@ def parse_conversations(rows: Mapping[str, Sequence[bytes] | None]) -> list[Conv
         raise RequestError("input 'user_message' is missing (or send 'messages')")
     conversations = []
     for index, raw in enumerate(users):
-        user = _required_text("user_message", raw)
+        user = required_text("user_message", raw)
         messages = [Message(role="user", content=user)]
         if systems is not None:
-            system = _utf8("system_message", systems[index])
+            system = utf8("system_message", systems[index])
             if system.strip():
                 messages.insert(0, Message(role="system", content=system))
         conversations.append(tuple(messages))
     return conversations
 
 
-def _utf8(name: str, raw: bytes) -> str:
+def utf8(name: str, raw: bytes) -> str:
+    """Return the text of an input.
+
+    Raises:
+        RequestError: It is not UTF-8.
+    """
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -73,15 +78,20 @@ def _utf8(name: str, raw: bytes) -> str:
         ) from None
 
 
-def _required_text(name: str, raw: bytes) -> str:
-    text = _utf8(name, raw)
+def required_text(name: str, raw: bytes) -> str:
+    """Return the text of an input that must not be empty.
+
+    Raises:
+        RequestError: It is not UTF-8, or empty.
+    """
+    text = utf8(name, raw)
     if not text.strip():
         raise RequestError(f"input '{name}' is empty")
     return text
 
 
 def _history(raw: bytes) -> Conversation:
-    text = _required_text("messages", raw)
+    text = required_text("messages", raw)
     try:
         turns = json.loads(text)
     except ValueError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import json
 import os
 import re
 import time
@@ -13,8 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from triton_hf.errors import EXIT_ACCESS, EXIT_FAILED, EXIT_HUB, EXIT_NOT_FOUND, StoreError
-from triton_hf.models.files import INDEX, refusal, small_files, weight_files
+from triton_hf.errors import (
+    EXIT_ACCESS,
+    EXIT_FAILED,
+    EXIT_HUB,
+    EXIT_NOT_FOUND,
+    SettingsError,
+    StoreError,
+)
+from triton_hf.models.files import (
+    INDEX,
+    json_reader,
+    module_weights,
+    refusal,
+    small_files,
+    weight_files,
+)
+from triton_hf.models.sentence import MODULES, Read
+from triton_hf.models.tasks import find_task
 
 # Read by huggingface_hub when it is imported: logs are lines, not bars.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -41,10 +56,19 @@ def resolve_commit(*, repo_id: str, revision: str | None, token: str | None) -> 
         return _with_retries(ask)
 
 
-def download_snapshot(*, repo_id: str, commit: str, folder: Path, token: str | None) -> None:
+def download_snapshot(
+    *, repo_id: str, commit: str, folder: Path, token: str | None, task: str | None = None
+) -> None:
     """Download what a load reads of a commit into a folder; goes on where an earlier run stopped.
 
     The small files come first. If they show that the model cannot be served, no weight follows.
+
+    Args:
+        repo_id: The repository.
+        commit: Of it.
+        folder: Where the files go.
+        token: For the Hub.
+        task: Name of the task; None to serve the one that the repository is for.
 
     Raises:
         StoreError: There is no such repository or commit, no access, the repository cannot be
@@ -71,39 +95,76 @@ def download_snapshot(*, repo_id: str, commit: str, folder: Path, token: str | N
         names = _with_retries(listed)
         small = small_files(names)
         _with_retries(lambda: download(small))
-        weights = _checked_weights(repo_id, folder, names)
+        weights = _checked_weights(repo_id, folder, names, task)
         _with_retries(lambda: download(weights))
 
 
-def _checked_weights(repo_id: str, folder: Path, names: Sequence[str]) -> list[str]:
+def task_of_folder(repo_id: str, folder: Path, task: str | None) -> str:
+    """Return the name of the task that a downloaded repository serves.
+
+    Args:
+        repo_id: The repository.
+        folder: Its files.
+        task: What is wanted; None for what it is for.
+
+    Raises:
+        StoreError: It cannot serve that.
+    """
+    read = _reader(repo_id, folder)
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return _checked_task(repo_id, names, read, task)
+
+
+def _checked_task(repo_id: str, names: Sequence[str], read: Read, task: str | None) -> str:
+    task = task or find_task(read)
+    if (why := refusal(names, read=read, task=task)) is not None:
+        raise StoreError(f"{repo_id} {why}", exit_code=EXIT_NOT_FOUND)
+    return task
+
+
+def _checked_weights(
+    repo_id: str, folder: Path, names: Sequence[str], task: str | None
+) -> list[str]:
     """Return the files of weights to load, judged by the small files in a folder.
 
     Raises:
         StoreError: The repository cannot be served.
     """
-    why = refusal(
-        names,
-        config=_read_json(repo_id, folder / "config.json"),
-        adapter=_read_json(repo_id, folder / "adapter_config.json"),
-    )
-    if why is not None:
-        raise StoreError(f"{repo_id} {why}", exit_code=EXIT_NOT_FOUND)
-    weights = weight_files(names, _read_json(repo_id, folder / INDEX))
+    read = _reader(repo_id, folder)
+    _checked_task(repo_id, names, read, task)
+    weights = weight_files(names, _index(read)) + _module_weights(repo_id, read)
     if missing := sorted(set(weights) - set(names)):
-        text = f"{repo_id} lacks {missing[0]}, which {INDEX} names"
+        text = (
+            f"{repo_id} lacks {missing[0]}, which {MODULES if '/' in missing[0] else INDEX} names"
+        )
         raise StoreError(text, exit_code=EXIT_NOT_FOUND)
     return weights
 
 
-def _read_json(repo_id: str, path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
+def _reader(repo_id: str, folder: Path) -> Read:
+    """Read the JSON files of a folder; raises StoreError for one that is none."""
+    inner = json_reader(folder)
+
+    def read(name: str) -> Any:
+        try:
+            return inner(name)
+        except ValueError as error:
+            text = f"{repo_id} has a {name} that is not JSON: {str(error).partition(': ')[2]}"
+            raise StoreError(text, exit_code=EXIT_NOT_FOUND) from None
+
+    return read
+
+
+def _index(read: Read) -> dict[str, Any] | None:
+    found = read(INDEX)
+    return found if isinstance(found, dict) else None
+
+
+def _module_weights(repo_id: str, read: Read) -> list[str]:
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        text = f"{repo_id} has a {path.name} that is not JSON: {error}"
-        raise StoreError(text, exit_code=EXIT_NOT_FOUND) from None
-    return document if isinstance(document, dict) else {}
+        return module_weights(read(MODULES))
+    except SettingsError as error:
+        raise StoreError(f"{repo_id} cannot be served: {error}", exit_code=EXIT_NOT_FOUND) from None
 
 
 def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
@@ -129,7 +190,10 @@ def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
 
     with _sentences(repo_id, revision, token):
         folder = _with_retries(lambda: download(_SMALL_PATTERNS))
-        index = _read_json(repo_id, folder / INDEX)
+        read = _reader(repo_id, folder)
+        if modules := _module_weights(repo_id, read):
+            _with_retries(lambda: download([glob.escape(name) for name in modules]))
+        index = _index(read)
         wanted = weight_files([], index) if index else []
         if wanted:
             return _with_retries(lambda: download([glob.escape(name) for name in wanted]))

@@ -23,14 +23,15 @@ from triton_hf.errors import (
     EXIT_DISK,
     EXIT_TIMEOUT,
     EXIT_USAGE,
+    SettingsError,
     StoreError,
     in_short,
 )
 from triton_hf.models.repository import write_model
-from triton_hf.models.specification import ModelSpec
+from triton_hf.models.specification import ModelSpec, check_spec
 from triton_hf.progress import PROGRESS_SECONDS, Progress
 from triton_hf.store.collect import collect_garbage
-from triton_hf.store.hub import download_snapshot, resolve_commit
+from triton_hf.store.hub import download_snapshot, resolve_commit, task_of_folder
 from triton_hf.store.layout import folder_bytes, marker_path, weights_folder
 
 LOCK_SECONDS = 3600.0
@@ -71,6 +72,7 @@ def sync(
             (store / part).mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(store, progress):
             commits = _fetch_all(models, store, token, progress)
+            models = [_with_task(spec, commits, store) for spec in models]
             _publish_repository(models, commits, store, generation)
             _publish_marker(models, commits, store, generation=generation, owner=owner)
             names = ", ".join(spec.name for spec in models)
@@ -117,6 +119,23 @@ def _fetch_all(
     }
 
 
+def _with_task(spec: ModelSpec, commits: Mapping[str, str], store: Path) -> ModelSpec:
+    """Return a specification with the task that its repository is for, unless it states one.
+
+    Raises:
+        StoreError: The repository cannot serve the task, or its parameters are for another one.
+    """
+    if spec.repository is None:
+        return spec
+    folder = weights_folder(store, spec.repository, commits[spec.name])
+    found = dataclasses.replace(spec, task=task_of_folder(spec.repository, folder, spec.task))
+    try:
+        check_spec(found)
+    except SettingsError as error:
+        raise StoreError(str(error), exit_code=EXIT_USAGE) from None
+    return found
+
+
 def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) -> str:
     """Make sure that the weights of a model are published; return their commit."""
     repo_id = spec.repository or ""
@@ -134,7 +153,9 @@ def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) 
         leftover.unlink(missing_ok=True)
     progress.say(f"{spec.name}: downloading {repo_id} at {commit[:12]}")
     with progress.watching(lambda: f"{spec.name}: {folder_bytes(incoming) / 1e6:.0f} MB so far"):
-        download_snapshot(repo_id=repo_id, commit=commit, folder=incoming, token=token)
+        download_snapshot(
+            repo_id=repo_id, commit=commit, folder=incoming, token=token, task=spec.task
+        )
     shutil.rmtree(incoming / ".cache", ignore_errors=True)
     _flush(incoming)
     target.parent.mkdir(parents=True, exist_ok=True)

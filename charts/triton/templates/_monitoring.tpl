@@ -10,23 +10,6 @@ relabelings:
     targetLabel: release
 {{- end -}}
 
-{{/* Annotations by which a Prometheus without the operator finds a pod, as YAML; empty otherwise. */}}
-{{- define "triton.metrics.podAnnotations" -}}
-{{- if eq .Values.metrics.scrape.kind "annotations" -}}
-prometheus.io/scrape: "true"
-prometheus.io/port: "8002"
-prometheus.io/path: /metrics
-{{- end -}}
-{{- end -}}
-
-{{/* The label of those pods that the usual scrape configuration copies to their series; empty otherwise. */}}
-{{- define "triton.metrics.podLabels" -}}
-{{- $own := merge (dict) .Values.podLabels .Values.commonLabels -}}
-{{- if and (eq .Values.metrics.scrape.kind "annotations") (not (hasKey $own "release")) -}}
-release: {{ .Release.Name | quote }}
-{{- end -}}
-{{- end -}}
-
 {{/*
 A rule file narrowed to this release. The files match every release, so that promtool can test them as
 they are; here each of their open matchers becomes the one of this release. Argument: (list $ text).

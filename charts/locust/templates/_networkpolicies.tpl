@@ -1,0 +1,22 @@
+{{/* Egress that master and workers share, as YAML: names and the server; empty without a peer. */}}
+{{- define "locust.networkPolicy.egress" -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- with $policy.dns }}
+- to:
+    {{- toYaml . | nindent 4 }}
+  ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end }}
+{{- with $policy.target }}
+- to:
+    {{- toYaml . | nindent 4 }}
+  ports:
+    {{- range $policy.targetPorts }}
+    - port: {{ int . }}
+      protocol: TCP
+    {{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,25 @@
+"""One request each: whole over HTTP, as a stream of tokens, or whole over gRPC.
+
+A client sends one case and fills in an Outcome; it raises nothing for what a server or a network
+does. A connection is made for each request, as distinct users would, so that a Service spreads them
+over its pods and none is pinned to an old one; `keep_alive` reuses them.
+"""
+
+from __future__ import annotations
+
+from triton_load.clients.base import Client, Target
+from triton_load.clients.triton_grpc import GrpcClient, check_grpc, prepare_grpc
+from triton_load.clients.triton_http import InferClient, StreamClient
+
+__all__ = ["CLIENTS", "Client", "Target", "check_grpc", "make", "prepare_grpc"]
+
+CLIENTS = ("infer", "stream", "grpc")
+
+
+def make(kind: str, target: Target) -> Client:
+    """Return the client of a kind; see `CLIENTS`."""
+    if kind == "infer":
+        return InferClient(target)
+    if kind == "stream":
+        return StreamClient(target)
+    return GrpcClient(target)
