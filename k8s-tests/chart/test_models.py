@@ -51,7 +51,7 @@ def test_the_job_reads_the_models_as_the_image_wants_them() -> None:
         "models": {
             "sim": {"engine": "simulated", "parameters": {}},
             "smol": {
-                "engine": "transformers",
+                "engine": "auto",
                 "repository": SMOL["repository"],
                 "revision": "main",
                 "parameters": {
@@ -63,6 +63,14 @@ def test_the_job_reads_the_models_as_the_image_wants_them() -> None:
             },
         }
     }
+
+
+def test_arguments_of_vllm_are_a_mapping_in_the_values() -> None:
+    engine_args = {"block_size": 16, "gpu_memory_utilization": 0.5}
+    model = {**SMOL, "engine": "vllm", "parameters": {"engine_args": engine_args}}
+    read = spec(render({"models": {"llama3-8b": None, "smol": model}}))
+    given = read["models"]["smol"]["parameters"]["engine_args"]
+    assert given == '{"block_size":16,"gpu_memory_utilization":0.5}'
 
 
 def test_job_waiter_and_server_mean_the_same_generation() -> None:
