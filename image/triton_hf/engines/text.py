@@ -13,6 +13,7 @@ from typing import Any
 
 from triton_hf.contract import Conversation, Sampling
 from triton_hf.engines.base import Engine
+from triton_hf.engines.generation_defaults import with_repository_defaults
 from triton_hf.engines.job import Event, Job
 from triton_hf.engines.tokens import ChatTokenizer, TextAssembler, TokenDecoder
 from triton_hf.errors import EngineError, RequestError, SettingsError, TritonHFError
@@ -94,6 +95,7 @@ class TextEngine(Engine[TextJob]):
             # Special tokens never appear as text, so a stop string of one is its token.
             tokens = sampling.stop_token_ids | ends
             sampling = dataclasses.replace(sampling, stop_token_ids=tokens)
+        self._check_bias(sampling)
         token_ids, length = self._tokenize(conversation)
         limits = self.settings
         if length > limits.max_prompt_tokens:
@@ -115,6 +117,16 @@ class TextEngine(Engine[TextJob]):
             sampling=sampling,
         )
 
+    def _check_bias(self, sampling: Sampling) -> None:
+        if self._chat is None or not sampling.logit_bias:
+            return
+        highest = max(token for token, _ in sampling.logit_bias)
+        if highest >= self._chat.size:
+            raise RequestError(
+                f"parameter 'logit_bias' names token {highest}, but the vocabulary of this model "
+                f"ends with {self._chat.size - 1}"
+            )
+
     # For engines.
 
     def _use_tokenizer(self, tokenizer: Any, *, generation: Any, longest: int | None) -> None:
@@ -122,13 +134,15 @@ class TextEngine(Engine[TextJob]):
 
         Args:
             tokenizer: A fast tokenizer of transformers.
-            generation: The model's generation defaults (`eos_token_id`).
+            generation: The model's generation defaults: its end tokens, and how it samples where
+                the settings do not say.
             longest: Most positions that the model handles, None if it does not say.
 
         Raises:
             SettingsError: The tokenizer is no chat tokenizer, or `max_total_tokens` is too large.
         """
         self._chat = ChatTokenizer(tokenizer)
+        self.settings = with_repository_defaults(self.settings, generation)
         self._end_tokens = _end_tokens(generation, tokenizer)
         if longest is not None and self.settings.max_total_tokens > longest:
             raise SettingsError(
