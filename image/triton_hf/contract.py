@@ -31,6 +31,8 @@ class Sampling:
         logit_bias: Pairs of a token id and what is added to its logit.
         stop_token_ids: Tokens that end the answer in addition to the model's end tokens, also with
             `ignore_eos`. An engine without a vocabulary has none of them.
+        guide: Kind (`json_schema`, `regex`, `grammar`, `structural_tag`) and text of what the
+            answer must follow.
     """
 
     max_tokens: int | None = None
@@ -47,3 +49,4 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    guide: tuple[str, str] | None = None

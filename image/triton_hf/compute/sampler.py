@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from triton_hf.compute.guides import Guide
 from triton_hf.contract import Sampling
 
 # Tokens that are looked at, in turn, before all are sorted for top_p; 64 are nearly always enough.
@@ -24,8 +25,11 @@ _LOWEST_TEMPERATURE = 1e-5
 class SamplingRow:
     """The parameters and the state of one row."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], *, guide: Guide | None = None
+    ) -> None:
         """Start with this prompt; without a seed the row gets one from the system."""
+        self.guide = guide
         self.sampling = sampling
         self.random = random.Random(sampling.seed)  # noqa: S311 - not a secret
         self._prompt = prompt
@@ -37,11 +41,13 @@ class SamplingRow:
     def greedy(self) -> bool:
         """Whether it gets the token with the largest logit, whatever else they are."""
         changed = self.sampling.repetition_penalty != 1.0 or self.counted
-        changed = changed or bool(self.sampling.logit_bias)
+        changed = changed or bool(self.sampling.logit_bias) or self.guide is not None
         return self.sampling.temperature <= 0 and not changed
 
     def push(self, tokens: torch.Tensor, index: int) -> None:
         """The row got the token at this index."""
+        if self.guide is not None:
+            self.guide.accept(int(tokens[index]))
         if self._seen is not None:
             self._seen.index_fill_(0, tokens[index : index + 1], True)
         if self._counts is not None:
@@ -128,6 +134,8 @@ def _adjust(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     for index, row in enumerate(rows):
         if row.counted:
             row.count(logits[index])
+        if row.guide is not None:
+            row.guide.mask(logits[index])
     return logits
 
 

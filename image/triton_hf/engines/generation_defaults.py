@@ -1,4 +1,4 @@
-"""How a repository wants its model sampled: generation_config.json, where the settings are silent."""
+"""How a repository wants its model sampled: what generation_config.json says."""
 
 from __future__ import annotations
 

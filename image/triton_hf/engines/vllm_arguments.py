@@ -142,6 +142,7 @@ def sampling_arguments(work: TextWork, end_tokens: frozenset[int]) -> dict[str, 
         "stop_token_ids": sorted(ends),
         "ignore_eos": True,
         "detokenize": False,
+        **({} if sampling.guide is None else {"structured_outputs": sampling.guide}),
     }
 
 

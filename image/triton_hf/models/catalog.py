@@ -5,6 +5,7 @@ from __future__ import annotations
 from triton_hf.models.parameters import (
     MAX_TOKENS,
     Choice,
+    Document,
     Flag,
     Integer,
     Mapped,
@@ -284,6 +285,35 @@ SAMPLING = table(
         model=False,
         request=True,
         meaning="go on when the model wants to end",
+    ),
+    Parameter(
+        name="json_schema",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the answer is JSON that this schema allows; a keyword that cannot be forced is "
+        "refused by name",
+    ),
+    Parameter(
+        name="regex",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the whole answer matches this regular expression",
+    ),
+    Parameter(
+        name="grammar",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the answer follows this grammar (xgrammar's EBNF, whose first rule is `root`)",
+    ),
+    Parameter(
+        name="structural_tag",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the answer follows this structural tag of xgrammar, as JSON",
     ),
 )
 

@@ -19,6 +19,7 @@ MAX_TOKENS = 1_048_576
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOKEN_ID = 2**31 - 1
+MAX_DOCUMENT = 65_536
 MAX_BIASES = 1024
 MAX_BIAS = 100.0
 
@@ -154,6 +155,25 @@ class Text:
         if not isinstance(value, str):
             raise ValueError
         return self.from_text(value)
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1}
+
+
+class Document:
+    """Text in a language of its own, of which this table knows only that it is there."""
+
+    def describe(self) -> str:
+        return f"text of 1 to {MAX_DOCUMENT} characters"
+
+    def from_text(self, text: str) -> str:
+        return self.from_json(text)
+
+    def from_json(self, value: Any) -> str:
+        if not isinstance(value, str) or not 1 <= len(value) <= MAX_DOCUMENT or "\0" in value:
+            raise ValueError
+        value.encode("utf-8")  # a lone surrogate is no text
+        return value
 
     def schema(self) -> Mapping[str, Any]:
         return {"type": "string", "minLength": 1}
