@@ -18,7 +18,8 @@
 {{- with $model.revision }}{{ $_ := set $spec "revision" . }}{{ end -}}
 {{- $_ := set $spec "parameters" (dict) -}}
 {{- range $key, $value := $model.parameters -}}
-{{- $_ := set $spec.parameters $key (include "triton.scalar" $value) -}}
+{{- $text := kindIs "map" $value | ternary (toJson $value) (include "triton.scalar" $value) -}}
+{{- $_ := set $spec.parameters $key $text -}}
 {{- end -}}
 {{- $_ := set $models $name $spec -}}
 {{- end -}}
