@@ -44,7 +44,7 @@ class VllmEngine(TextEngine):
         start = time.monotonic()
         folder = locate_weights(repo_id=self.settings.repo_id, revision=self.settings.revision)
         try:
-            files = ModelFiles(folder, quantised=True)
+            files = ModelFiles(folder, loads_all=True)
         except (OSError, ValueError) as error:
             raise SettingsError(f"{self.settings.repo_id} cannot be served: {error}") from None
         self._use_tokenizer(
@@ -120,7 +120,8 @@ class VllmEngine(TextEngine):
         if job is None:
             return  # it has left
         if news.error is not None:
-            self._vllm.look(idle=False)  # a death is not the fault of one request
+            if self._vllm.dead:
+                return  # `_look` ends the engine, and every job gets its reason
             self._note_fault(news.error)
             self._fail(job, engine_failure())
             return
