@@ -133,11 +133,16 @@ def sampling_arguments(work: TextWork, end_tokens: frozenset[int]) -> dict[str, 
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logit_bias": dict(sampling.logit_bias) or None,
         "seed": sampling.seed,
         "stop_token_ids": sorted(ends),
         "ignore_eos": True,
         "detokenize": False,
+        **({} if sampling.guide is None else {"structured_outputs": sampling.guide}),
     }
 
 

@@ -13,7 +13,13 @@ from typing import Any
 from triton_hf.compute.model_files import ModelFiles
 from triton_hf.cpu import apply_cpu_limits
 from triton_hf.engines.base import IDLE_WAIT_SECONDS
-from triton_hf.engines.text import TextEngine, TextJob, engine_failure, longest_context
+from triton_hf.engines.text import (
+    TextEngine,
+    TextJob,
+    engine_failure,
+    longest_context,
+    vocabulary_of,
+)
 from triton_hf.engines.vllm_arguments import (
     check_names,
     engine_arguments,
@@ -51,6 +57,7 @@ class VllmEngine(TextEngine):
             files.tokenizer,
             generation=files.generation_config,
             longest=longest_context(files.config),
+            vocabulary=vocabulary_of(files.config),
         )
         arguments = engine_arguments(self.settings, folder=folder, config=files.config, cpu=cpu)
         self._start(arguments)
@@ -120,7 +127,8 @@ class VllmEngine(TextEngine):
         if job is None:
             return  # it has left
         if news.error is not None:
-            self._vllm.look(idle=False)  # a death is not the fault of one request
+            if self._vllm.dead:
+                return  # `_look` ends the engine, and every job gets its reason
             self._note_fault(news.error)
             self._fail(job, engine_failure())
             return
