@@ -165,6 +165,10 @@ soak: venv ## Half an hour at 80 % load on this machine: does latency, memory or
 hostile: venv ## 100,000 hostile requests against a server on this machine
 	@$(PY) -m benchmarks.hostile --out results/hostile/hostile.json
 
+.PHONY: cases
+cases: venv ## Every field case with the tests that show it, and docs/field-cases.md [ARGS="--only BH-01"]
+	@$(PY) -m tools.field_cases $(ARGS)
+
 .PHONY: audit
 audit: venv ## Bills of materials, known vulnerabilities, Checkov on all charts
 	@$(PY) -m tools.audit --install

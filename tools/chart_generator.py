@@ -22,7 +22,13 @@ from typing import Any
 import yaml
 
 from tools.chart_types import DEFINITIONS, LIMITS, TYPES, Schema, closed
-from triton_hf.models.registry import DEFAULT_ENGINE, ENGINES, model_parameters
+from triton_hf.models.registry import (
+    DEFAULT_ENGINE,
+    ENGINES,
+    engine_kind,
+    model_parameters,
+    tasks_of,
+)
 
 CHART = Path(__file__).resolve().parents[1] / "charts" / "triton"
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
@@ -193,6 +199,12 @@ def build_tables(params: list[Param], values: Any) -> str:
     return "\n".join(lines).strip()
 
 
+def own_parameters(engine: str, task: str) -> list[str]:
+    """Return what `models.<name>.parameters` may have for a task, in the order of the alphabet."""
+    fields = {"engine", "task", "repo_id", "revision"}
+    return sorted({*model_parameters(engine_kind(engine, task))} - fields)
+
+
 def engines() -> dict[str, Any]:
     """Return what each engine needs and takes, for the chart's own checks."""
     return {
@@ -200,7 +212,7 @@ def engines() -> dict[str, Any]:
         "engines": {
             name: {
                 "repository": kind.needs_repository,
-                "parameters": sorted({*model_parameters(kind)} - {"engine", "repo_id", "revision"}),
+                "tasks": {task: own_parameters(name, task) for task in tasks_of(name)},
             }
             for name, kind in ENGINES.items()
         },

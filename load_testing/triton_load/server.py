@@ -63,6 +63,15 @@ class Server:
             raise LoadTestError(f"'{model}' on {self._host} is not ready; wait until it is")
         return found
 
+    def config(self, model: str) -> dict[str, Any] | None:
+        """The configuration that a model runs with, or None where the server does not give it."""
+        status, answer = self._get(f"/v2/models/{model}/config")
+        try:
+            found = json.loads(answer) if status == 200 else None
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else None
+
     def ready(self, model: str) -> bool:
         """Whether a model is there and ready."""
         return self._get(f"/v2/models/{model}/ready")[0] == 200
@@ -113,6 +122,10 @@ def check_tcp(address: str) -> None:
         LoadTestError: It is no such address, or nothing listens there.
     """
     name, _, port = address.rpartition(":")
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]  # an IPv6 address
+    elif ":" in name:
+        raise LoadTestError(f"--grpc-host: put an IPv6 address in brackets, [{name}]:{port}")
     if not name or not port.isdigit():
         raise LoadTestError(f"--grpc-host must be HOST:PORT, not '{address}'")
     try:

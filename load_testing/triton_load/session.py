@@ -25,6 +25,9 @@ from triton_load.options import EXAMPLE, Options
 from triton_load.schema import from_metadata, read_config
 from triton_load.server import Server, check_tcp
 
+# A request that failed sooner is not repeated before: a user would ask again as fast as it is
+# refused, and the generator would end as what limits the run.
+_FAILED_SECONDS = 1.0
 _TIMER_SECONDS, _LONG_PAUSE_SECONDS = 0.0012, 0.02  # how late a timer is; when that is mended
 KEY = "triton_load"  # of the session in an environment, and of its reports between processes
 ACTIVE = (STATE_RUNNING, STATE_SPAWNING)
@@ -45,9 +48,7 @@ class Session:
         self.client = options.client or "infer"
         self.target = self._target()
         self.cases = self._cases()
-        if self.client == "stream":
-            for case in self.cases:
-                case.fields()
+        clients.check(self.client, self.cases)
         self.measurements = Measurements(objectives.limits(self.goals))
         self.generators = options.users
         self.in_flight = 0
@@ -74,8 +75,8 @@ class Session:
         if not name:
             raise LoadTestError("which model? Give --schema FILE or --model NAME")
         metadata = server.metadata(name)
-        if model is None:
-            model = from_metadata(name, metadata)
+        if model is None or not model.inputs:
+            model = from_metadata(name, metadata, server.config(name))
         stream = f"{name}_stream"
         if self.client == "stream" and not server.ready(stream):
             stream = name
@@ -161,12 +162,16 @@ class Session:
     def repeat(self, user: Any, client: clients.Client, source: random.Random) -> None:
         """Send requests one after the other, with pauses, until Locust stops the user.
 
-        Users begin somewhere in a pause, or they would all ask at once and wait for each other.
+        Users begin somewhere in a pause, or they would all ask at once and wait for each other. One
+        whose request failed at once does not ask again before a second has passed.
         """
         self._pause(user, until=time.perf_counter() + source.random() * self.options.think_time)
         while not user.is_stopping:
-            self.ask(client, source)
-            self._pause(user, until=time.perf_counter() + self.options.think_time)
+            outcome = self.ask(client, source)
+            until = outcome.ended + self.options.think_time
+            if outcome.error is not None:
+                until = max(until, outcome.started + _FAILED_SECONDS)
+            self._pause(user, until=until)
 
     @staticmethod
     def _pause(user: Any, *, until: float, exact: bool = False) -> None:

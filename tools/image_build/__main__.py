@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded_triton.server import TRITON_VERSION
+from embedded_triton.fetch import TRITON_VERSION
 from tools.image_build.bases import ensure_cpu_base, ensure_debian_base
 from tools.image_build.engine import Tool
 from tools.image_build.network import network_options

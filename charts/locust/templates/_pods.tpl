@@ -34,6 +34,21 @@ nodeAffinity:
 {{- define "locust.job" -}}
 backoffLimit: 0
 activeDeadlineSeconds: {{ int .Values.jobs.deadlineSeconds }}
+{{ include "locust.job.kept" . -}}
+{{- end -}}
+
+{{/*
+The same for workers. Where none of them finds a node, nobody tells their Job that the test is over: it
+ends by itself once no test can go on, 10 minutes after the longest one that its values allow.
+*/}}
+{{- define "locust.job.workers" -}}
+backoffLimit: 0
+activeDeadlineSeconds: {{ min (int .Values.jobs.deadlineSeconds) (add (include "locust.life" .) 600) }}
+{{ include "locust.job.kept" . -}}
+{{- end -}}
+
+{{/* How long a finished Job is kept. */}}
+{{- define "locust.job.kept" -}}
 {{- if not (kindIs "invalid" .Values.jobs.ttlSecondsAfterFinished) }}
 ttlSecondsAfterFinished: {{ int .Values.jobs.ttlSecondsAfterFinished }}
 {{- end }}

@@ -43,8 +43,7 @@ gives nothing.
 - run.options.{{ $name }} is set by the chart: set {{ . }} instead.
 {{- end }}
 {{- end }}
-{{- $life := add .Values.run.durationSeconds .Values.run.stopSeconds .Values.master.waitForWorkersSeconds
-    .Values.target.waitSeconds (.Values.webUI.enabled | ternary .Values.webUI.lingerSeconds 0) }}
+{{- $life := include "locust.life" . | int64 }}
 {{- if and (gt $life (int64 .Values.jobs.deadlineSeconds)) (not .Values.capacity.enabled) }}
 - jobs.deadlineSeconds ({{ int .Values.jobs.deadlineSeconds }}) ends the Jobs before the run can end
   ({{ $life }} s with waiting, stopping and lingering): raise it.

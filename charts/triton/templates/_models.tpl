@@ -5,6 +5,7 @@
 {{- range $name, $model := .Values.models -}}
 {{- $spec := dict "engine" ($model.engine | default $known.default) -}}
 {{- with $model.repository }}{{ $_ := set $spec "repository" . }}{{ end -}}
+{{- with $model.task }}{{ $_ := set $spec "task" . }}{{ end -}}
 {{- with $model.revision }}{{ $_ := set $spec "revision" . }}{{ end -}}
 {{- $_ := set $spec "parameters" (dict) -}}
 {{- range $key, $value := $model.parameters -}}

@@ -29,9 +29,19 @@ gives nothing.
 {{- if and (not $needs) (or $model.repository $model.revision) }}
 - models.{{ $name }} is {{ $engine }} and downloads nothing: remove its repository and revision.
 {{- end }}
+{{- $tasks := (get $known.engines $engine).tasks }}
+{{- if and $model.task (not (hasKey $tasks $model.task)) }}
+{{- $computed := keys $tasks | sortAlpha | join ", " }}
+- models.{{ $name }}.task is {{ $model.task }}, and the engine {{ $engine }} computes {{ $computed }}.
+{{- end }}
+{{- $taken := list }}
+{{- range $task, $parameters := $tasks }}
+{{- if or (not $model.task) (eq $task $model.task) }}{{ $taken = concat $taken $parameters }}{{ end }}
+{{- end }}
+{{- $taker := printf "%s%s" $engine (empty $model.task | ternary "" (printf " for the task %s" $model.task)) }}
 {{- range $parameter, $_ := $model.parameters }}
-{{- if not (has $parameter (get $known.engines $engine).parameters) }}
-- models.{{ $name }}.parameters.{{ $parameter }} is no parameter of the engine {{ $engine }}: remove it.
+{{- if not (has $parameter $taken) }}
+- models.{{ $name }}.parameters.{{ $parameter }} is no parameter of the engine {{ $taker }}: remove it.
 {{- end }}
 {{- end }}
 {{- $route := include "triton.httpRoute.name" (list $ $name) }}

@@ -129,7 +129,7 @@ class TextEngine(Engine[TextJob]):
             SettingsError: The tokenizer is no chat tokenizer, or `max_total_tokens` is too large.
         """
         self._chat = ChatTokenizer(tokenizer)
-        self._end_tokens = _end_tokens(generation, tokenizer)
+        self._end_tokens = end_tokens(generation, tokenizer)
         if longest is not None and self.settings.max_total_tokens > longest:
             raise SettingsError(
                 f"parameter 'max_total_tokens' is {self.settings.max_total_tokens}, but "
@@ -272,7 +272,8 @@ def longest_context(config: Any) -> int | None:
     return longest
 
 
-def _end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: of the generation defaults and of the tokenizer."""
     found: set[int] = set()
     for value in (generation.eos_token_id, tokenizer.eos_token_id):
         found.update(value if isinstance(value, list) else [] if value is None else [value])

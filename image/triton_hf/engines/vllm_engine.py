@@ -44,7 +44,7 @@ class VllmEngine(TextEngine):
         start = time.monotonic()
         folder = locate_weights(repo_id=self.settings.repo_id, revision=self.settings.revision)
         try:
-            files = ModelFiles(folder, quantised=True)
+            files = ModelFiles(folder, loads_all=True)
         except (OSError, ValueError) as error:
             raise SettingsError(f"{self.settings.repo_id} cannot be served: {error}") from None
         self._use_tokenizer(

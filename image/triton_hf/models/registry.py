@@ -55,6 +55,7 @@ class EngineKind:
         parameters: What config.pbtxt may set for it, beside the defaults of the task.
         needs_repository: Whether it loads weights of a repository (`repo_id`).
         paced: Whether its streams merge tokens under load; False if times are what is asked for.
+        loads_all: Whether it loads quantised weights and models whose state is no KV cache.
         defaults: Settings whose default is another one than with other engines.
     """
 
@@ -64,6 +65,7 @@ class EngineKind:
     parameters: Mapping[str, Parameter]
     needs_repository: bool
     paced: bool
+    loads_all: bool = False
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -142,6 +144,7 @@ ENGINES: dict[str, EngineKind] = {
             parameters={**catalog.QUEUE, **catalog.REPOSITORY, **catalog.VLLM},
             needs_repository=True,
             paced=True,
+            loads_all=True,
         ),
         EngineKind(
             name="simulated",

@@ -7,11 +7,14 @@ over its pods and none is pinned to an old one; `keep_alive` reuses them.
 
 from __future__ import annotations
 
-from triton_load.clients.base import Client, Target
-from triton_load.clients.triton_grpc import GrpcClient, check_grpc, prepare_grpc
-from triton_load.clients.triton_http import InferClient, StreamClient
+from collections.abc import Iterable
 
-__all__ = ["CLIENTS", "Client", "Target", "check_grpc", "make", "prepare_grpc"]
+from triton_load.clients.base import Client, Target
+from triton_load.clients.triton_grpc import GrpcClient, check_grpc, check_parameters, prepare_grpc
+from triton_load.clients.triton_http import InferClient, StreamClient, check_json
+from triton_load.data import Case
+
+__all__ = ["CLIENTS", "Client", "Target", "check", "check_grpc", "make", "prepare_grpc"]
 
 CLIENTS = ("infer", "stream", "grpc")
 
@@ -23,3 +26,18 @@ def make(kind: str, target: Target) -> Client:
     if kind == "stream":
         return StreamClient(target)
     return GrpcClient(target)
+
+
+def check(kind: str, cases: Iterable[Case]) -> None:
+    """Check that the client of a kind can send these cases as they are.
+
+    Raises:
+        LoadTestError: It cannot; the text names the case and the field.
+    """
+    for case in cases:
+        if kind == "grpc":
+            check_parameters(case)
+        else:
+            check_json(case)
+        if kind == "stream":
+            case.fields()
