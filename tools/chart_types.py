@@ -99,7 +99,24 @@ DEFINITIONS: dict[str, Schema] = {
         "anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "integer", "minimum": 1}]
     },
     "name": closed({"name": TEXT}, "name"),
-    "resources": closed({"requests": AMOUNTS, "limits": AMOUNTS}),
+    "resources": closed(
+        {
+            "requests": AMOUNTS,
+            "limits": AMOUNTS,
+            "claims": {"type": "array", "items": closed({"name": TEXT, "request": TEXT}, "name")},
+        }
+    ),
+    "env-list": {
+        "anyOf": [
+            {"type": "object", "additionalProperties": {"$ref": "#/definitions/env"}},
+            {
+                "type": "array",
+                "items": closed(
+                    {"name": TEXT, "value": SCALAR, "valueFrom": {"type": "object"}}, "name"
+                ),
+            },
+        ]
+    },
     "env": {
         "anyOf": [
             SCALAR,

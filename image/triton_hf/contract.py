@@ -28,8 +28,11 @@ class Sampling:
         default_max_tokens: The default of the model.
         temperature: 0 means greedy.
         top_k: 0 means all tokens.
+        logit_bias: Pairs of a token id and what is added to its logit.
         stop_token_ids: Tokens that end the answer in addition to the model's end tokens, also with
             `ignore_eos`. An engine without a vocabulary has none of them.
+        guide: Kind (`json_schema`, `regex`, `grammar`, `structural_tag`) and text of what the
+            answer must follow.
     """
 
     max_tokens: int | None = None
@@ -37,8 +40,13 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    guide: tuple[str, str] | None = None

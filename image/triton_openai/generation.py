@@ -12,6 +12,7 @@ import msgspec
 
 from triton_openai.catalog import Model
 from triton_openai.errors import ApiError
+from triton_openai.formats import format_parameters
 from triton_openai.triton import Piece, Question, Triton
 from triton_openai.types import Chat, Sampled
 
@@ -84,14 +85,18 @@ def parameters_of(request: Sampled) -> dict[str, Any]:
     values["stop"] = _json(stop or None)
     values["stop_token_ids"] = _json(request.stop_token_ids or None)
     values["logit_bias"] = _json(request.logit_bias or None)
+    values |= format_parameters(request.response_format)
     return {name: value for name, value in values.items() if value is not None}
 
 
 def sent_names(request: Sampled) -> dict[str, str]:
     """Return under which name the client sent a parameter, where it is not Triton's."""
+    names = {}
     if isinstance(request, Chat) and request.max_completion_tokens is not None:
-        return {"max_tokens": "max_completion_tokens"}
-    return {}
+        names["max_tokens"] = "max_completion_tokens"
+    if request.response_format is not None:
+        names |= dict.fromkeys(("json_schema", "regex", "grammar"), "response_format")
+    return names
 
 
 def _json(value: Any) -> str | None:

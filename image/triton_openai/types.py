@@ -50,6 +50,7 @@ class Sampled(Strict, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[Whole] | None = None
     ignore_eos: bool | None = None
+    response_format: dict[str, Any] | None = None
 
     @property
     def include_usage(self) -> bool:

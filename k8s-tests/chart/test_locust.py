@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from chart.locust_runs import EVERYTHING, SEARCH, container, job, locust
 from chart.rendering import LOCUST, LOCUST_CASE_IDS, LOCUST_CASES, helm
@@ -25,6 +26,16 @@ def test_nothing_is_tried_again_and_everything_ends(file: Path | None) -> None:
         assert found["spec"]["ttlSecondsAfterFinished"] == 3600
         assert 60 <= found["spec"]["activeDeadlineSeconds"] <= 7200
         assert found["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_client_of_openais_api_may_leave_for_the_port_of_the_server_chart() -> None:
+    values = {"target": {"url": "http://triton:9000"}, "run": {"client": "openai"}}
+    manifest = locust(values)
+    assert "--client=openai" in container(manifest, "master")["args"]
+    rules = [r for p in manifest.all("NetworkPolicy") for r in p["spec"].get("egress", [])]
+    ports = {port["port"] for rule in rules for port in rule["ports"]}
+    server = yaml.safe_load((LOCUST.parent / "triton/values.yaml").read_text(encoding="utf-8"))
+    assert server["openai"]["port"] in ports
 
 
 def deadlines(values: dict[str, Any]) -> tuple[int, int]:

@@ -65,14 +65,6 @@ def test_the_job_reads_the_models_as_the_image_wants_them() -> None:
     }
 
 
-def test_arguments_of_vllm_are_a_mapping_in_the_values() -> None:
-    engine_args = {"block_size": 16, "gpu_memory_utilization": 0.5}
-    model = {**SMOL, "engine": "vllm", "parameters": {"engine_args": engine_args}}
-    read = spec(render({"models": {"llama3-8b": None, "smol": model}}))
-    given = read["models"]["smol"]["parameters"]["engine_args"]
-    assert given == '{"block_size":16,"gpu_memory_utilization":0.5}'
-
-
 def test_a_stated_task_reaches_the_job() -> None:
     model = {**SMOL, "task": "embed", "parameters": {"matryoshka": True}}
     found = spec(render({"models": {"llama3-8b": None, "e": model}}))["models"]["e"]
@@ -99,6 +91,14 @@ def test_a_task_that_does_not_fit_is_refused(model: dict[str, Any], words: str) 
 def test_parameters_of_any_task_fit_while_none_is_stated() -> None:
     model = {**SMOL, "parameters": {"dimensions": 8}}
     assert spec(render({"models": {"llama3-8b": None, "e": model}}))["models"]["e"]
+
+
+def test_arguments_of_vllm_are_a_mapping_in_the_values() -> None:
+    engine_args = {"block_size": 16, "gpu_memory_utilization": 0.5}
+    model = {**SMOL, "engine": "vllm", "parameters": {"engine_args": engine_args}}
+    read = spec(render({"models": {"llama3-8b": None, "smol": model}}))
+    given = read["models"]["smol"]["parameters"]["engine_args"]
+    assert given == '{"block_size":16,"gpu_memory_utilization":0.5}'
 
 
 def test_job_waiter_and_server_mean_the_same_generation() -> None:

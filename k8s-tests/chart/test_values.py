@@ -269,6 +269,6 @@ def test_the_package_holds_the_schema_and_no_test_values(chart: Path, tmp_path: 
     with tarfile.open(next(tmp_path.glob("*.tgz"))) as archive:
         names = set(archive.getnames())
     files = {file.relative_to(chart).as_posix() for file in chart.rglob("*") if file.is_file()}
-    shipped = {name for name in files if not name.startswith(("ci/", "."))}
+    shipped = {name for name in files if not name.startswith(("ci/", "examples/", "."))}
     assert {"values.schema.json", "README.md"} <= shipped
     assert names - {f"{chart.name}/.helmignore"} == {f"{chart.name}/{name}" for name in shipped}

@@ -67,8 +67,10 @@ class Case:
         return fields | dict(self.parameters)
 
 
-def read_cases(file: Path, model: Model) -> tuple[Case, ...]:
+def read_cases(file: Path, model: Model, *, bodies: bool = False) -> tuple[Case, ...]:
     """Read the cases of a data file and check each against a model.
+
+    With `bodies`, a case may also be the body of a call of OpenAI's API.
 
     Raises:
         LoadTestError: The file cannot be read, or a case does not fit: the text names the field.
@@ -92,7 +94,25 @@ def read_cases(file: Path, model: Model) -> tuple[Case, ...]:
         raise LoadTestError(
             f"{file} must hold an infer call's body, a list of them, or {{'cases': [...]}}"
         )
+    if bodies:
+        found = [_from_body(item) for item in found]
     return tuple(_case(item, index, file, model) for index, item in enumerate(found))
+
+
+def _from_body(item: Any) -> Any:
+    """The body of a call of OpenAI's API as a case; anything else as it is."""
+    if not isinstance(item, dict) or "inputs" in item:
+        return item
+    asked = [name for name in ("messages", "prompt") if name in item]
+    if len(asked) != 1:
+        return item
+    left_out = (*asked, "name", "weight", "model", "stream", "stream_options")
+    text = item["prompt"] if asked == ["prompt"] else json.dumps(item["messages"])
+    tensor = {"name": asked[0], "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+    return {key: item[key] for key in ("name", "weight") if key in item} | {
+        "inputs": [tensor],
+        "parameters": {key: value for key, value in item.items() if key not in left_out},
+    }
 
 
 def _as_lines(text: str) -> str:
@@ -155,8 +175,10 @@ def _check_case(case: Case, where: str, model: Model) -> None:
     for name in missing:
         if name not in given:
             raise LoadTestError(f"{where}: input '{name}' is required by {model.source}")
-    if model.is_text_model and not {"user_message", "messages"} & set(given):
-        raise LoadTestError(f"{where}: {model.name} needs 'user_message' or 'messages'")
+    texts = [name for name in ("user_message", "messages", "prompt") if name in model.inputs]
+    if model.is_text_model and not set(texts) & set(given):
+        wanted = " or ".join(f"'{name}'" for name in texts)
+        raise LoadTestError(f"{where}: {model.name} needs {wanted}")
     batches = {item["shape"][0] for item in given.values()} if model.batch else set()
     if len(batches) > 1:
         raise LoadTestError(f"{where}: the inputs' batches differ: {sorted(batches)}")

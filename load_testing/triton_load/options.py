@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--data", metavar="FILE", default="", help="JSON with the input data; see README")
     add("--schema", metavar="FILE", default="", help="config.pbtxt to check the data against")
     add("--model", metavar="NAME", default="", help="model to ask; default: the schema's name")
-    add("--client", choices=CLIENTS, default="", help="how to ask: whole, stream, or gRPC")
+    add("--client", choices=CLIENTS, default="", help="whole, stream, gRPC or OpenAI's API")
     add("--grpc-host", metavar="HOST:PORT", default="", help="gRPC address for --client grpc")
     add("--rate", type=_above_zero, default=0.0, help="open loop: requests/s in all, at any cost")
     add("--arrival", choices=ARRIVALS, default="poisson", help="spacing of arrivals of --rate")

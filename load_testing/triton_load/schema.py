@@ -140,6 +140,20 @@ def from_metadata(
     )
 
 
+def of_openai(name: str) -> Model:
+    """A model that is asked by OpenAI's API, in the words of this project's text models."""
+    texts = ("user_message", "system_message", "messages", "prompt")
+    return Model(
+        name=name,
+        batch=1,
+        inputs={
+            text: Tensor(name=text, datatype="BYTES", dims=(1,), optional=True) for text in texts
+        },
+        outputs=("prompt_tokens", "completion_tokens"),
+        source="OpenAI's API",
+    )
+
+
 def _batch(given: Mapping[str, Any], config: Mapping[str, Any] | None) -> int:
     if config and "max_batch_size" in config:
         return int(config["max_batch_size"])

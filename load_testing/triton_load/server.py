@@ -72,6 +72,33 @@ class Server:
             found = None
         return found if isinstance(found, dict) else None
 
+    def check_openai(self, path: str, model: str) -> None:
+        """Check that OpenAI's API is served under a path, with a model.
+
+        Raises:
+            LoadTestError: It is not, or has no such model, or wants a key.
+        """
+        status, answer = self._get(f"{path}/models")
+        if status in (401, 403):
+            raise LoadTestError(
+                f"{self._host} answers {status}; give its key with "
+                "--header 'Authorization: Bearer KEY'"
+            )
+        try:
+            known = [item["id"] for item in json.loads(answer)["data"]] if status == 200 else None
+        except (ValueError, KeyError, TypeError):
+            known = None
+        if known is None:
+            raise LoadTestError(
+                f"{self._host} answers {status} for {path}/models; is OpenAI's API there? Triton "
+                "itself has another port"
+            )
+        if model not in known:
+            raise LoadTestError(
+                f"OpenAI's API on {self._host} serves no model '{model}'; it serves "
+                f"{', '.join(known) or 'none'}"
+            )
+
     def ready(self, model: str) -> bool:
         """Whether a model is there and ready."""
         return self._get(f"/v2/models/{model}/ready")[0] == 200

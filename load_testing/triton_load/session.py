@@ -22,7 +22,7 @@ from triton_load import arrivals, clients, data, objectives, prompts
 from triton_load.errors import LoadTestError
 from triton_load.measure import Measurements, Outcome
 from triton_load.options import EXAMPLE, Options
-from triton_load.schema import from_metadata, read_config
+from triton_load.schema import Model, from_metadata, of_openai, read_config
 from triton_load.server import Server, check_tcp
 
 # A request that failed sooner is not repeated before: a user would ask again as fast as it is
@@ -74,26 +74,33 @@ class Session:
         name = options.model or (model.name if model else "")
         if not name:
             raise LoadTestError("which model? Give --schema FILE or --model NAME")
+        if self.client == "openai":
+            server.check_openai(clients.base_path(options.host), name)
+            return self._target_of(of_openai(name), stream=name)
         metadata = server.metadata(name)
         if model is None or not model.inputs:
             model = from_metadata(name, metadata, server.config(name))
         stream = f"{name}_stream"
         if self.client == "stream" and not server.ready(stream):
             stream = name
-        target = clients.Target(
+        target = self._target_of(dataclasses.replace(model, name=name), stream=stream)
+        if self.client == "grpc":
+            check_tcp(options.grpc_host)
+            clients.check_grpc(target)
+        return target
+
+    def _target_of(self, model: Model, *, stream: str) -> clients.Target:
+        options = self.options
+        return clients.Target(
             host=options.host,
             grpc=options.grpc_host,
-            model=dataclasses.replace(model, name=name),
+            model=model,
             stream=stream,
             timeout=options.request_timeout,
             keep_alive=options.keep_alive,
             insecure=options.insecure,
             headers=options.headers,
         )
-        if self.client == "grpc":
-            check_tcp(options.grpc_host)
-            clients.check_grpc(target)
-        return target
 
     def _cases(self) -> tuple[data.Case, ...]:
         model, options = self.target.model, self.options
@@ -102,7 +109,8 @@ class Session:
             return (prompts.generated(options.prompt_tokens, model=model, source=source),)
         if not options.data and not model.is_text_model:
             raise LoadTestError(f"{model.name} is no text model; give what to send with --data")
-        found = data.read_cases(Path(options.data or EXAMPLE), model)
+        file, bodies = Path(options.data or EXAMPLE), self.client == "openai"
+        found = data.read_cases(file, model, bodies=bodies)
         return tuple(self._with_parameters(case) for case in found)
 
     def _with_parameters(self, case: data.Case) -> data.Case:

@@ -10,6 +10,9 @@
     - port: 53
       protocol: TCP
 {{- end }}
+{{- with $policy.extraEgress }}
+{{ toYaml . }}
+{{- end }}
 {{- with $policy.target }}
 - to:
     {{- toYaml . | nindent 4 }}

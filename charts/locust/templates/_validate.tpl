@@ -5,7 +5,8 @@ gives nothing.
 */}}
 {{- define "locust.validate" -}}
 {{- $faults := print (include "locust.validate.sources" .) (include "locust.validate.options" .)
-    (include "locust.validate.capacity" .) (include "locust.validate.access" .) -}}
+    (include "locust.validate.capacity" .) (include "locust.validate.access" .)
+    (include "locust.validate.words" .) -}}
 {{- with regexReplaceAll "\n  +" $faults " " | trim -}}
 {{- fail (print "\n" .) -}}
 {{- end -}}
@@ -78,6 +79,19 @@ gives nothing.
 {{- end }}
 {{- if .Values.webUI.enabled }}
 - capacity.enabled makes many runs, which have no page: unset webUI.enabled.
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Words of other charts, which mean something that has another name here. */}}
+{{- define "locust.validate.words" -}}
+{{- range $path, $ours := .Files.Get "files/words.json" | fromJson }}
+{{- $at := $.Values }}
+{{- range splitList "." $path }}
+{{- if kindIs "map" $at }}{{ $at = get $at . }}{{ else }}{{ $at = "" }}{{ end }}
+{{- end }}
+{{- if ne (toString $at) "" }}
+- {{ $path }} has another name in this chart: set {{ $ours }} instead.
 {{- end }}
 {{- end }}
 {{- end -}}

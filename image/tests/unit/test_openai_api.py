@@ -338,3 +338,56 @@ def test_requests_leave_a_line_in_the_log_and_probes_do_not(
     scope = {"type": "http", "method": "GET", "path": path, "headers": []}
     asyncio.run(Gate(app, keys=Keys())(scope, nothing, nothing))
     assert (path in capsys.readouterr().err) == logged
+
+
+# The form of an answer.
+
+
+@pytest.mark.parametrize(
+    ("given", "parameters"),
+    [
+        ({"type": "text"}, {}),
+        ({"type": "json_object"}, {"json_schema": '{"type":"object","additionalProperties":true}'}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}},
+            {"json_schema": '{"type":"null"}'},
+        ),
+        ({"type": "regex", "regex": "a+"}, {"regex": "a+"}),
+        ({"type": "grammar", "grammar": 'root ::= "a"'}, {"grammar": 'root ::= "a"'}),
+    ],
+)
+def test_a_response_format_becomes_a_parameter(given: Any, parameters: dict[str, str]) -> None:
+    assert asked(chat(response_format=given)) == [parameters]
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"type": "xml"}, "response_format.type"),
+        ({"type": "regex"}, "response_format.regex"),
+        ({"type": "json_object", "x": 1}, "response_format.x"),
+        ({"type": "json_schema", "json_schema": {"x": 1}}, "response_format.json_schema.x"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": 1}},
+            "response_format.json_schema.schema",
+        ),
+    ],
+)
+def test_a_wrong_response_format_is_named(given: Any, param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        asked(chat(response_format=given))
+    assert caught.value.param == param
+
+
+def test_a_keyword_that_cannot_be_forced_is_named_as_the_clients_field() -> None:
+    (question,) = questions(
+        model=MODEL,
+        tensor="messages",
+        texts=["t"],
+        request=chat(response_format={"type": "json_object"}),
+        caller=CALLER,
+    )
+    said = "parameter 'json_schema' cannot be compiled: keyword 'not' at /: it cannot be forced"
+    error = from_triton(said, "INVALID_ARGUMENT", names=dict(question.names))
+    assert error.param == "response_format"
+    assert "keyword 'not'" in str(error)

@@ -117,7 +117,11 @@ def test_stop_token_ids_are_a_number_or_a_json_list_in_a_string(value: Any, ids:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("max_token", 3, "unknown parameter 'max_token'; this model knows ignore_eos, max_tokens"),
+        (
+            "max_token",
+            3,
+            "unknown parameter 'max_token'; this model knows frequency_penalty, ignore_eos",
+        ),
         ("max_tokens", 0, "'max_tokens' must be a whole number from 1 to 1048576, got 0"),
         ("max_tokens", True, "got true"),
         ("max_tokens", "9", 'got "9"'),

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from triton_hf.compute.sampler import SamplingRow, choose
 from triton_hf.contract import Sampling
@@ -141,3 +146,27 @@ def test_tokens_that_are_ruled_out_are_never_drawn() -> None:
     scores[:, 4] = 0.0
     scores[:, 9] = -3.0
     assert set(choose(scores, rows(500, temperature=1.0))) == {4, 9}
+
+
+def test_min_p_is_that_of_transformers() -> None:
+    scores = logits(1000)
+    kept = MinPLogitsWarper(0.2)(torch.zeros((1, 0), dtype=torch.long), scores.unsqueeze(0))[0]
+    drawn = choose(scores.repeat(3000, 1), rows(3000, temperature=1.0, min_p=0.2))
+    assert 1 < int(kept.isfinite().sum()) < 100
+    assert set(drawn) == set(kept.isfinite().nonzero().flatten().tolist())
+
+
+def test_a_bias_moves_the_greedy_token_of_its_row_alone() -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0]).repeat(2, 1)
+    biased = SamplingRow(Sampling(logit_bias=((0, 5.0), (2, -100.0))), ())
+    assert choose(scores, [biased, SamplingRow(Sampling(), ())], highest=[2, 2]) == [0, 2]
+
+
+def test_presence_counts_once_frequency_each_time_and_neither_the_prompt() -> None:
+    def tokens(count: int, **values: Any) -> list[int | None]:
+        row = SamplingRow(Sampling(**values), (0,))
+        return [choose(torch.tensor([[3.0, 2.4, 0.0]]), [row])[0] for _ in range(count)]
+
+    assert tokens(4, presence_penalty=1.0) == [0, 1, 0, 0]
+    assert tokens(6, frequency_penalty=1.0) == [0, 1, 0, 1, 0, 1]
+    assert tokens(2, presence_penalty=-2.0) == [0, 0]

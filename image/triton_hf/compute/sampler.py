@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from triton_hf.compute.guides import Guide
 from triton_hf.contract import Sampling
 
 # Tokens that are looked at, in turn, before all are sorted for top_p; 64 are nearly always enough.
@@ -24,22 +25,47 @@ _LOWEST_TEMPERATURE = 1e-5
 class SamplingRow:
     """The parameters and the state of one row."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], *, guide: Guide | None = None
+    ) -> None:
         """Start with this prompt; without a seed the row gets one from the system."""
+        self.guide = guide
         self.sampling = sampling
         self.random = random.Random(sampling.seed)  # noqa: S311 - not a secret
         self._prompt = prompt
         self._seen: torch.Tensor | None = None
+        self._counts: torch.Tensor | None = None
+        self.counted = bool(sampling.presence_penalty or sampling.frequency_penalty)
 
     @property
     def greedy(self) -> bool:
         """Whether it gets the token with the largest logit, whatever else they are."""
-        return self.sampling.temperature <= 0 and self.sampling.repetition_penalty == 1.0
+        changed = self.sampling.repetition_penalty != 1.0 or self.counted
+        changed = changed or bool(self.sampling.logit_bias) or self.guide is not None
+        return self.sampling.temperature <= 0 and not changed
 
     def push(self, tokens: torch.Tensor, index: int) -> None:
         """The row got the token at this index."""
+        if self.guide is not None:
+            self.guide.accept(int(tokens[index]))
         if self._seen is not None:
             self._seen.index_fill_(0, tokens[index : index + 1], True)
+        if self._counts is not None:
+            self._counts[tokens[index]] += 1
+
+    def bias(self, logits: torch.Tensor) -> None:
+        """Add the biases of the request to the row's logits."""
+        ids = [token for token, _ in self.sampling.logit_bias]
+        values = [value for _, value in self.sampling.logit_bias]
+        at = torch.tensor(ids, dtype=torch.long, device=logits.device)
+        logits.index_add_(0, at, torch.tensor(values, dtype=logits.dtype, device=logits.device))
+
+    def count(self, logits: torch.Tensor) -> None:
+        """Lower the row's logits of the tokens that its answer has."""
+        if self._counts is None:
+            self._counts = torch.zeros_like(logits)
+        logits -= self.sampling.frequency_penalty * self._counts
+        logits -= self.sampling.presence_penalty * (self._counts > 0)
 
     def seen(self, like: torch.Tensor) -> torch.Tensor:
         """Which tokens of the vocabulary occur in the row so far; for `like` see its size."""
@@ -85,7 +111,7 @@ def _choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
         logits: Shape [rows, vocabulary]; may be changed.
         rows: One for each row of the logits.
     """
-    logits = _penalise(logits.float(), rows)
+    logits = _adjust(logits.float(), rows)
     tokens = logits.argmax(dim=-1)
     finite = logits.gather(1, tokens.unsqueeze(1)).squeeze(1).isfinite()
     good = finite.tolist()
@@ -97,6 +123,20 @@ def _choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     for index, row in enumerate(rows):
         row.push(tokens, index)
     return tokens.masked_fill(~finite, -1)
+
+
+def _adjust(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+    """Apply biases, then penalties, in the order of vLLM; rows without any stay as they are."""
+    for index, row in enumerate(rows):
+        if row.sampling.logit_bias:
+            row.bias(logits[index])
+    logits = _penalise(logits, rows)
+    for index, row in enumerate(rows):
+        if row.counted:
+            row.count(logits[index])
+        if row.guide is not None:
+            row.guide.mask(logits[index])
+    return logits
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
@@ -118,8 +158,8 @@ def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     # Less the largest, so that nothing overflows at a low temperature.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / _column(temperature, logits)
     logits = _top_k(logits, [row.sampling.top_k for row in rows])
-    limits = [row.sampling.top_p for row in rows]
-    weights = _top_p(torch.softmax(logits, dim=-1), limits)
+    weights = _min_p(torch.softmax(logits, dim=-1), [row.sampling.min_p for row in rows])
+    weights = _top_p(weights, [row.sampling.top_p for row in rows])
     return _pick(weights, [row.random.random() for row in rows])
 
 
@@ -158,6 +198,16 @@ def _top_k(logits: torch.Tensor, limits: Sequence[int]) -> torch.Tensor:
     free = torch.tensor([limit == 0 for limit in limits], device=device).unsqueeze(1)
     lowest = lowest.masked_fill(free, float("-inf"))
     return logits.masked_fill(logits < lowest, float("-inf"))
+
+
+def _min_p(weights: torch.Tensor, limits: Sequence[float]) -> torch.Tensor:
+    """Drop tokens with less than a share of the largest weight; the rest sums up to 1 again."""
+    if not any(limits):
+        return weights
+    lowest = weights.amax(dim=-1, keepdim=True) * _column(limits, weights)
+    kept = weights.masked_fill(weights < lowest, 0.0)
+    free = _column(limits, weights) == 0.0
+    return torch.where(free, weights, kept / kept.sum(dim=-1, keepdim=True))
 
 
 def _top_p(weights: torch.Tensor, limits: Sequence[float]) -> torch.Tensor:

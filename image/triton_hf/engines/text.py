@@ -11,9 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from triton_hf.compute.guides import GuideCompiler
 from triton_hf.contract import Conversation, Sampling
 from triton_hf.engines.base import Engine
+from triton_hf.engines.generation_defaults import with_repository_defaults
 from triton_hf.engines.job import Event, Job
+from triton_hf.engines.schemas import check_schema
 from triton_hf.engines.tokens import ChatTokenizer, TextAssembler, TokenDecoder
 from triton_hf.errors import EngineError, RequestError, SettingsError, TritonHFError
 
@@ -29,6 +32,7 @@ class TextWork:
         token_ids: The prompt after the chat template; empty if the engine has no tokenizer.
         prompt_tokens: Length of the prompt in tokens.
         max_tokens: Most tokens of the answer; prompt and answer fit `max_total_tokens`.
+        guide: The compiled grammar that the answer must follow, or None.
     """
 
     conversation: Conversation
@@ -36,6 +40,7 @@ class TextWork:
     prompt_tokens: int
     max_tokens: int
     sampling: Sampling
+    guide: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,7 @@ class TextEngine(Engine[TextJob]):
     # Set by `_use_tokenizer`; an engine without a vocabulary leaves it None.
     _chat: ChatTokenizer | None = None
     _end_tokens: frozenset[int] = frozenset()
+    _guides: GuideCompiler | None = None
 
     def encode(self, conversation: Conversation, sampling: Sampling) -> TextWork:
         """Turn a conversation into token ids and check it against the limits; any thread.
@@ -94,6 +100,7 @@ class TextEngine(Engine[TextJob]):
             # Special tokens never appear as text, so a stop string of one is its token.
             tokens = sampling.stop_token_ids | ends
             sampling = dataclasses.replace(sampling, stop_token_ids=tokens)
+        self._check_bias(sampling)
         token_ids, length = self._tokenize(conversation)
         limits = self.settings
         if length > limits.max_prompt_tokens:
@@ -113,23 +120,54 @@ class TextEngine(Engine[TextJob]):
             prompt_tokens=length,
             max_tokens=sampling.max_tokens or min(sampling.default_max_tokens, room),
             sampling=sampling,
+            guide=self._compile(sampling),
         )
+
+    def _compile(self, sampling: Sampling) -> Any:
+        if sampling.guide is None:
+            return None
+        kind, text = sampling.guide
+        if self._guides is None:
+            raise RequestError(f"parameter '{kind}' is not supported by the engine of this model")
+        if kind == "json_schema":
+            check_schema(text)
+        return self._guides.compile(kind, text)
+
+    def _check_bias(self, sampling: Sampling) -> None:
+        if self._chat is None or not sampling.logit_bias:
+            return
+        highest = max(token for token, _ in sampling.logit_bias)
+        if highest >= self._chat.size:
+            raise RequestError(
+                f"parameter 'logit_bias' names token {highest}, but the vocabulary of this model "
+                f"ends with {self._chat.size - 1}"
+            )
 
     # For engines.
 
-    def _use_tokenizer(self, tokenizer: Any, *, generation: Any, longest: int | None) -> None:
+    def _use_tokenizer(
+        self, tokenizer: Any, *, generation: Any, longest: int | None, vocabulary: int | None = None
+    ) -> None:
         """Encode and decode with the tokenizer of a model.
 
         Args:
             tokenizer: A fast tokenizer of transformers.
-            generation: The model's generation defaults (`eos_token_id`).
+            generation: The model's generation defaults: its end tokens, and how it samples where
+                the settings do not say.
             longest: Most positions that the model handles, None if it does not say.
+            vocabulary: Width of the model's logits, None if that is the tokenizer's.
 
         Raises:
             SettingsError: The tokenizer is no chat tokenizer, or `max_total_tokens` is too large.
         """
         self._chat = ChatTokenizer(tokenizer)
+        self.settings = with_repository_defaults(self.settings, generation)
         self._end_tokens = end_tokens(generation, tokenizer)
+        self._guides = GuideCompiler(
+            tokenizer,
+            vocabulary=max(vocabulary or 0, self._chat.size),
+            end_tokens=self._end_tokens,
+        )
         if longest is not None and self.settings.max_total_tokens > longest:
             raise SettingsError(
                 f"parameter 'max_total_tokens' is {self.settings.max_total_tokens}, but "
@@ -270,6 +308,12 @@ def longest_context(config: Any) -> int | None:
         stated.append(getattr(config, "original_max_position_embeddings", None))
         longest = min((length for length in (*stated, longest) if length), default=None)
     return longest
+
+
+def vocabulary_of(config: Any) -> int | None:
+    """Return the width of a model's logits; None if its configuration does not say."""
+    config = getattr(config, "text_config", None) or config
+    return getattr(config, "vocab_size", None)
 
 
 def end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:

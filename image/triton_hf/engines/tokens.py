@@ -30,6 +30,7 @@ class ChatTokenizer:
             )
         self.tokenizer = tokenizer
         self._special = _SpecialTokens(tokenizer)
+        self.size = len(tokenizer)
         self.longest_token = max(map(len, tokenizer.get_vocab()))  # characters
 
     def encode(self, conversation: Conversation) -> list[int]:

@@ -13,7 +13,13 @@ from typing import Any
 
 from triton_hf.compute.model_files import ModelFiles
 from triton_hf.cpu import apply_cpu_limits
-from triton_hf.engines.text import TextEngine, TextJob, engine_failure, longest_context
+from triton_hf.engines.text import (
+    TextEngine,
+    TextJob,
+    engine_failure,
+    longest_context,
+    vocabulary_of,
+)
 from triton_hf.errors import EngineError, SettingsError, in_short
 from triton_hf.runtime import log, log_fault
 from triton_hf.store.layout import locate_weights
@@ -77,7 +83,10 @@ class TransformersEngine(TextEngine):
     def _check(self, model: Any, tokenizer: Any) -> None:
         """Take what a model says beside its weights."""
         self._use_tokenizer(
-            tokenizer, generation=model.generation_config, longest=longest_context(model.config)
+            tokenizer,
+            generation=model.generation_config,
+            longest=longest_context(model.config),
+            vocabulary=vocabulary_of(model.config),
         )
 
     def _serve(self, runner: Any) -> None:
@@ -338,10 +347,12 @@ class _Row:
     """
 
     def __init__(self, job: TextJob) -> None:
+        from triton_hf.compute.guides import Guide
         from triton_hf.compute.sampler import SamplingRow
 
         self.job = job
-        self.sampling = SamplingRow(job.work.sampling, job.work.token_ids)
+        guide = None if job.work.guide is None else Guide(job.work.guide)
+        self.sampling = SamplingRow(job.work.sampling, job.work.token_ids, guide=guide)
         self.sequence: Any = None
         self.read = 0
         self.token = 0

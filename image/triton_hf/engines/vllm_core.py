@@ -173,6 +173,8 @@ class Core:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        if (guide := sampling.get("structured_outputs")) is not None:
+            sampling = {**sampling, "structured_outputs": _structured_outputs(*guide)}
         how = SamplingParams(**sampling, output_kind=RequestOutputKind.DELTA)
         return self._llm.generate({"prompt_token_ids": list(tokens)}, how, name)
 
@@ -211,3 +213,10 @@ def _stat_logger(core: Core) -> Any:
             pass
 
     return StatLogger
+
+
+def _structured_outputs(kind: str, text: str) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    name = "json" if kind == "json_schema" else kind
+    return StructuredOutputsParams(**{name: text}, disable_any_whitespace=kind == "json_schema")

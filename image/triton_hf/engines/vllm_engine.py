@@ -13,7 +13,13 @@ from typing import Any
 from triton_hf.compute.model_files import ModelFiles
 from triton_hf.cpu import apply_cpu_limits
 from triton_hf.engines.base import IDLE_WAIT_SECONDS
-from triton_hf.engines.text import TextEngine, TextJob, engine_failure, longest_context
+from triton_hf.engines.text import (
+    TextEngine,
+    TextJob,
+    engine_failure,
+    longest_context,
+    vocabulary_of,
+)
 from triton_hf.engines.vllm_arguments import (
     check_names,
     engine_arguments,
@@ -51,7 +57,9 @@ class VllmEngine(TextEngine):
             files.tokenizer,
             generation=files.generation_config,
             longest=longest_context(files.config),
+            vocabulary=vocabulary_of(files.config),
         )
+        self._guides = None  # answers that follow a grammar are refused: vLLM is not told of it yet
         arguments = engine_arguments(self.settings, folder=folder, config=files.config, cpu=cpu)
         self._start(arguments)
         seconds = time.monotonic() - start

@@ -5,6 +5,7 @@ from __future__ import annotations
 from triton_hf.models.parameters import (
     MAX_TOKENS,
     Choice,
+    Document,
     Flag,
     Integer,
     Mapped,
@@ -13,6 +14,7 @@ from triton_hf.models.parameters import (
     StopStrings,
     StopTokens,
     Text,
+    TokenBias,
     table,
 )
 
@@ -218,11 +220,42 @@ SAMPLING = table(
         meaning="sample only from the k likeliest tokens; 0 is all",
     ),
     Parameter(
+        name="min_p",
+        kind=Number(low=0.0, high=1.0),
+        default="0",
+        request=True,
+        meaning="sample only from tokens with at least this share of the likeliest one's "
+        "probability",
+    ),
+    Parameter(
         name="repetition_penalty",
         kind=Number(low=0.0, high=2.0, above=True),
         default="1",
         request=True,
         meaning="above 1 makes tokens less likely that occur already",
+    ),
+    Parameter(
+        name="presence_penalty",
+        kind=Number(low=-2.0, high=2.0),
+        default="0",
+        model=False,
+        request=True,
+        meaning="above 0 makes tokens less likely that the answer has already",
+    ),
+    Parameter(
+        name="frequency_penalty",
+        kind=Number(low=-2.0, high=2.0),
+        default="0",
+        model=False,
+        request=True,
+        meaning="the same, each time that the answer has the token",
+    ),
+    Parameter(
+        name="logit_bias",
+        kind=TokenBias(),
+        model=False,
+        request=True,
+        meaning="added to the logits of these tokens before sampling",
     ),
     Parameter(
         name="seed",
@@ -252,6 +285,35 @@ SAMPLING = table(
         model=False,
         request=True,
         meaning="go on when the model wants to end",
+    ),
+    Parameter(
+        name="json_schema",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the answer is JSON that this schema allows; a keyword that cannot be forced is "
+        "refused by name",
+    ),
+    Parameter(
+        name="regex",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the whole answer matches this regular expression",
+    ),
+    Parameter(
+        name="grammar",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the answer follows this grammar (xgrammar's EBNF, whose first rule is `root`)",
+    ),
+    Parameter(
+        name="structural_tag",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="the answer follows this structural tag of xgrammar, as JSON",
     ),
 )
 

@@ -19,6 +19,9 @@ MAX_TOKENS = 1_048_576
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOKEN_ID = 2**31 - 1
+MAX_DOCUMENT = 65_536
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
 
 
 class Kind(Protocol):
@@ -157,6 +160,25 @@ class Text:
         return {"type": "string", "minLength": 1}
 
 
+class Document:
+    """Text in a language of its own, of which this table knows only that it is there."""
+
+    def describe(self) -> str:
+        return f"text of 1 to {MAX_DOCUMENT} characters"
+
+    def from_text(self, text: str) -> str:
+        return self.from_json(text)
+
+    def from_json(self, value: Any) -> str:
+        if not isinstance(value, str) or not 1 <= len(value) <= MAX_DOCUMENT or "\0" in value:
+            raise ValueError
+        value.encode("utf-8")  # a lone surrogate is no text
+        return value
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1}
+
+
 class StopStrings:
     """One string, or a list of strings as JSON in a string, because parameters are scalars."""
 
@@ -201,6 +223,42 @@ class StopTokens:
 
     def schema(self) -> Mapping[str, Any]:
         return {"type": ["integer", "string"]}
+
+
+class TokenBias:
+    """A bias for each of some token ids, as a JSON object in a string."""
+
+    def describe(self) -> str:
+        return (
+            f"a JSON object in a string of 1 to {MAX_BIASES} token ids with numbers from "
+            f"-{MAX_BIAS:g} to {MAX_BIAS:g}"
+        )
+
+    def from_text(self, text: str) -> tuple[tuple[int, float], ...]:
+        return self.from_json(text)
+
+    def from_json(self, value: Any) -> tuple[tuple[int, float], ...]:
+        if not isinstance(value, str):
+            raise ValueError
+        try:
+            given = json.loads(value)
+        except RecursionError:
+            raise ValueError from None
+        if not isinstance(given, dict) or not 1 <= len(given) <= MAX_BIASES:
+            raise ValueError
+        return tuple(_bias(token, bias) for token, bias in given.items())
+
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1}
+
+
+def _bias(token: str, bias: Any) -> tuple[int, float]:
+    good = token.isascii() and token.isdecimal() and len(token) <= len(str(MAX_TOKEN_ID))
+    if not good or isinstance(bias, bool) or not isinstance(bias, int | float):
+        raise ValueError
+    if not -MAX_BIAS <= bias <= MAX_BIAS:
+        raise ValueError
+    return int(token), float(bias)
 
 
 class Mapped:

@@ -30,6 +30,7 @@ class GenerationDefaults:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
 
@@ -57,7 +58,11 @@ class SimulatedSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Everything that config.pbtxt says about one model; `models.catalog` has the meanings."""
+    """Everything that config.pbtxt says about one model; `models.catalog` has the meanings.
+
+    Attributes:
+        stated: Names of the defaults that config.pbtxt itself gives; the repository gives others.
+    """
 
     engine: str = DEFAULT_ENGINE
     task: str = DEFAULT_TASK
@@ -78,6 +83,7 @@ class ModelSettings:
     stream_events: int | None = None
     engine_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
+    stated: frozenset[str] = frozenset()
     pooling: PoolingDefaults = dataclasses.field(default_factory=PoolingDefaults)
     simulated: SimulatedSettings = dataclasses.field(default_factory=SimulatedSettings)
 
@@ -110,6 +116,7 @@ def parse_settings(parameters: Mapping[str, str]) -> ModelSettings:
     simulated = {name: values.pop(name) for name in catalog.SIMULATED if name in values}
     if kind.task is TEXT:
         values["defaults"] = GenerationDefaults(**defaults)
+        values["stated"] = frozenset(defaults)
     else:
         values["pooling"] = PoolingDefaults(**defaults)
     settings = ModelSettings(

@@ -150,7 +150,8 @@ class Service:
             ticket.follow(self._submit(conversations, sampling, listeners, arrived))
 
         characters = sum(len(turn.content) for turns in conversations for turn in turns)
-        if characters <= LONG_CHARACTERS:
+        # Compiling a grammar may take long, too.
+        if characters <= LONG_CHARACTERS and sampling.guide is None:
             run()
             return
         with self._lock:

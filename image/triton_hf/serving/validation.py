@@ -20,6 +20,7 @@ from triton_hf.models.settings import GenerationDefaults
 ROLES = ("system", "user", "assistant")
 # What /generate adds to the parameters by itself, and what only steers the transport.
 TRANSPORT_PARAMETERS = frozenset({"id", "stream"})
+GUIDES = ("json_schema", "regex", "grammar", "structural_tag")
 _STREAM = Parameter(name="stream", kind=Flag(), meaning="tokens as they come, or one answer")
 
 
@@ -145,7 +146,21 @@ def parse_sampling(parameters: str | bytes, defaults: GenerationDefaults) -> Sam
             known = ", ".join(sorted(item.name for item in TEXT.parameters.values()))
             raise RequestError(f"unknown parameter '{name}'; this model knows {known}")
         values[name] = parameter.read_json(value)
+    values["guide"] = _guide(values)
     return Sampling(**values)
+
+
+def _guide(values: dict[str, Any]) -> tuple[str, str] | None:
+    """Take out the one parameter that the answer must follow, if there is one."""
+    given = [(kind, values.pop(kind)) for kind in GUIDES if kind in values]
+    if len(given) > 1:
+        raise RequestError(f"send '{given[0][0]}' or '{given[1][0]}', not both")
+    if given and values.get("ignore_eos"):
+        raise RequestError(
+            f"'ignore_eos' and '{given[0][0]}' contradict each other: an answer that is complete "
+            "has nothing to go on with"
+        )
+    return given[0] if given else None
 
 
 def wants_stream(parameters: str | bytes) -> bool:
