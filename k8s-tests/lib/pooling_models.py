@@ -166,8 +166,10 @@ class Pooled:
     Attributes:
         embedder: The model of sentence-transformers.
         ranker: The cross encoder of sentence-transformers.
+        store: The model store; the commits are 40 times 0, 1 and 2.
     """
 
+    store: Path
     client: Client
     embedder: Any
     ranker: Any

@@ -135,4 +135,4 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooled]:
         environment={"TRITON_HF_STORE": str(root / "store"), "HF_HUB_OFFLINE": "1"},
         wait_seconds=400,
     ) as server:
-        yield Pooled(client=Client(server), embedder=embedder, ranker=ranker)
+        yield Pooled(store=root / "store", client=Client(server), embedder=embedder, ranker=ranker)
