@@ -13,6 +13,7 @@ from typing import Any
 
 from triton_hf.compute.model_files import ModelFiles
 from triton_hf.cpu import apply_cpu_limits
+from triton_hf.engines.row import Row
 from triton_hf.engines.text import (
     TextEngine,
     TextJob,
@@ -105,8 +106,8 @@ class TransformersEngine(TextEngine):
             shown, used = runner.cpu_levels
             self._metrics.cpu_levels(shown=shown, used=used)
         self._choose = sampler.choose
-        self._reading: list[_Row] = []  # prompts in prefill
-        self._rows: list[_Row] = []  # in the order of the runner's rows
+        self._reading: list[Row] = []  # prompts in prefill
+        self._rows: list[Row] = []  # in the order of the runner's rows
         self._forgets = False  # the prefix cache goes once the rows at fault are gone
         self._mixing_faults = 0  # in a row
         self._mixing_pause = 0  # forward passes until mixing is tried again
@@ -130,7 +131,7 @@ class TransformersEngine(TextEngine):
 
     def _begin(self, job: TextJob) -> None:
         try:
-            self._reading.append(_Row(job))
+            self._reading.append(Row(job))
         except Exception as error:
             self._note_fault(error)
             self._fail(job, engine_failure())
@@ -200,12 +201,12 @@ class TransformersEngine(TextEngine):
                 f"after the other, which is slower: {in_short(error)}"
             )
 
-    def _next_chunks(self) -> list[tuple[_Row, Sequence[int]]]:
+    def _next_chunks(self) -> list[tuple[Row, Sequence[int]]]:
         """The prompt tokens to prefill next, in the order of the requests."""
         left = max(MIXED_TOKENS, MIXED_TOKENS_A_ROW * len(self._rows))
         if not self._rows:
             left *= MIXED_IDLE_CHUNKS
-        parts: list[tuple[_Row, Sequence[int]]] = []
+        parts: list[tuple[Row, Sequence[int]]] = []
         for row in self._reading:
             self._resume(row)
             chunk = row.job.work.token_ids[row.read : row.read + left]
@@ -215,7 +216,7 @@ class TransformersEngine(TextEngine):
                 break
         return parts
 
-    def _choose_and_push(self, logits: Any, rows: Sequence[_Row]) -> None:
+    def _choose_and_push(self, logits: Any, rows: Sequence[Row]) -> None:
         """Sample the next token of the rows whose prefill is complete."""
         ready = [index for index, row in enumerate(rows) if row.complete]
         if not ready:
@@ -252,12 +253,12 @@ class TransformersEngine(TextEngine):
                 self._reading.pop(0)
                 self._join(row)
 
-    def _resume(self, row: _Row) -> None:
+    def _resume(self, row: Row) -> None:
         """Give a prompt its sequence, with the cached part of the prompt in it."""
         if row.sequence is None:
             row.sequence, row.read = self._runner.resume(row.job.work.token_ids)
 
-    def _read(self, row: _Row, chunk: Sequence[int]) -> None:
+    def _read(self, row: Row, chunk: Sequence[int]) -> None:
         """Prefill a chunk of one prompt; sample the first token after the last chunk."""
         logits = self._runner.extend(row.sequence, chunk)
         row.read += len(chunk)
@@ -265,7 +266,7 @@ class TransformersEngine(TextEngine):
             tokens = self._choose(logits, [row.sampling], highest=self._runner.highest)
             self._push_token(row, tokens[0])
 
-    def _join(self, row: _Row) -> None:
+    def _join(self, row: Row) -> None:
         """Let a row take part in decoding after its prefill."""
         sequence, row.sequence = row.sequence, None
         if row.job.finished:
@@ -293,7 +294,7 @@ class TransformersEngine(TextEngine):
 
     # Results and faults.
 
-    def _push_token(self, row: _Row, token: int | None) -> None:
+    def _push_token(self, row: Row, token: int | None) -> None:
         """Pass one token of a row on; None means that its logits are NaN or infinite."""
         if token is None:
             # Its KV cache may contain NaN and would break any request that reuses it.
@@ -313,7 +314,7 @@ class TransformersEngine(TextEngine):
             self._fail(row.job, engine_failure())
         self._runner.clear()
 
-    def _fail_row(self, row: _Row, error: Exception) -> None:
+    def _fail_row(self, row: Row, error: Exception) -> None:
         self._note_fault(error)
         self._fail(row.job, engine_failure())
 
@@ -335,29 +336,3 @@ class TransformersEngine(TextEngine):
         last = self._rows.pop()  # it has the number of the row that left now
         if index < len(self._rows):
             self._rows[index] = last
-
-
-class _Row:
-    """One request while the engine works on it.
-
-    Attributes:
-        sequence: The runner's sequence during prefill, None before and after.
-        read: Prompt tokens that are prefilled.
-        token: The last token sampled.
-    """
-
-    def __init__(self, job: TextJob) -> None:
-        from triton_hf.compute.guides import Guide
-        from triton_hf.compute.sampler import SamplingRow
-
-        self.job = job
-        guide = None if job.work.guide is None else Guide(job.work.guide)
-        self.sampling = SamplingRow(job.work.sampling, job.work.token_ids, guide=guide)
-        self.sequence: Any = None
-        self.read = 0
-        self.token = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole prompt is prefilled."""
-        return self.read == len(self.job.work.token_ids)
