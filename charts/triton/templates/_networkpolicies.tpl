@@ -4,10 +4,12 @@
 - to:
     {{- toYaml . | nindent 4 }}
   ports:
-    - port: 53
+    {{- range $.Values.networkPolicy.dnsPorts }}
+    - port: {{ int . }}
       protocol: UDP
-    - port: 53
+    - port: {{ int . }}
       protocol: TCP
+    {{- end }}
 {{- end -}}
 {{- end -}}
 

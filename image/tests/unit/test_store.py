@@ -131,7 +131,7 @@ def test_a_generation_holds_weights_and_repository_and_its_marker(sync: Sync) ->
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     parameters = string_parameters(read_config(sync.store / "repository/1/m/config.pbtxt"))
     assert parameters == {
-        "engine": "transformers", "repo_id": OPEN, "revision": COMMIT, "slots": "4",
+        "engine": "auto", "repo_id": OPEN, "revision": COMMIT, "slots": "4",
     }  # fmt: skip
     assert (sync.store / "repository/1/s/1/model.py").is_file()
     assert json.loads(marker_path(sync.store, "1").read_text())["models"] == {"m": COMMIT}
