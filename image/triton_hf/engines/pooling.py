@@ -5,7 +5,6 @@ A batch is the oldest request and those whose length is next to its own, within 
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from triton_hf.cpu import apply_cpu_limits
 from triton_hf.engines.base import Engine
-from triton_hf.engines.job import Event, Job
+from triton_hf.engines.pooling_job import Options, PoolingEvent, PoolingJob, PoolingWork
 from triton_hf.errors import EngineError, RequestError, SettingsError, TritonHFError
 from triton_hf.models.files import json_reader, unservable
 from triton_hf.models.registry import CLASSIFY, EMBED, RANK
 from triton_hf.models.sentence import ABOUT, labels, read_sentence_model, score_activation
-from triton_hf.models.settings import PoolingDefaults
 from triton_hf.runtime import log
 from triton_hf.store.layout import locate_weights
 
 if TYPE_CHECKING:
-    from triton_hf.compute.pooling import Encoded, Network
+    from triton_hf.compute.pooling import Network
 
 # On a CPU a forward pass of more tokens is no faster per token, and the heartbeat waits for it.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
@@ -31,44 +29,6 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 MOST_PADDING = 1.2
 # Where neither the repository nor the model says how long a text may be.
 DEFAULT_INPUT_TOKENS = 2048
-
-Options = PoolingDefaults
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PoolingWork:
-    """One validated row."""
-
-    encoded: Encoded
-    options: Options
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the text, with the special tokens."""
-        return len(self.encoded.ids)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PoolingEvent(Event):
-    """The only event of a row.
-
-    Attributes:
-        values: The embedding, the score, or the scores of the labels; empty without a result.
-        labels: The labels of the scores, the best first; empty for other tasks.
-    """
-
-    values: tuple[float, ...] = ()
-    labels: tuple[str, ...] = ()
-    prompt_tokens: int = 0
-
-    @property
-    def last(self) -> bool:
-        """No event follows."""
-        return True
-
-
-class PoolingJob(Job[PoolingWork]):
-    """One row while it waits or is computed."""
 
 
 class PoolingEngine(Engine[PoolingJob]):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from triton_hf.errors import SettingsError
-from triton_hf.models import catalog
+from triton_hf.models import catalog, pooling_catalog
 from triton_hf.models.parameters import Choice, Parameter, table
 
 
@@ -88,7 +88,7 @@ EMBED = Task(
     wide_outputs=frozenset({"embedding"}),
     model="triton_hf.backend.pooling_model:PoolingModel",
     companion=None,
-    parameters=catalog.EMBEDDING,
+    parameters=pooling_catalog.EMBEDDING,
 )
 
 RANK = Task(
@@ -99,7 +99,7 @@ RANK = Task(
     number_outputs=("score",),
     model="triton_hf.backend.pooling_model:PoolingModel",
     companion=None,
-    parameters=catalog.RANKING,
+    parameters=pooling_catalog.RANKING,
 )
 
 CLASSIFY = Task(
@@ -111,7 +111,7 @@ CLASSIFY = Task(
     wide_outputs=frozenset({"label", "score"}),
     model="triton_hf.backend.pooling_model:PoolingModel",
     companion=None,
-    parameters=catalog.CLASSIFYING,
+    parameters=pooling_catalog.CLASSIFYING,
 )
 
 DEFAULT_TASK = TEXT.name
@@ -168,7 +168,7 @@ _OTHER_TASKS: dict[tuple[str, str], EngineKind] = {
         task=task,
         factory="triton_hf.engines.pooling:PoolingEngine",
         parameters={
-            **catalog.BATCHING,
+            **pooling_catalog.BATCHING,
             **catalog.REPOSITORY,
             "device": catalog.COMPUTE["device"],
             "dtype": catalog.COMPUTE["dtype"],

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from triton_hf.engines.pooling import Options, PoolingEngine, PoolingEvent, PoolingJob
+from triton_hf.engines.pooling import PoolingEngine
+from triton_hf.engines.pooling_job import Options, PoolingEvent, PoolingJob
 from triton_hf.errors import EngineError, RequestError, TritonHFError
 from triton_hf.metrics import Metrics
 from triton_hf.models.registry import CLASSIFY, EMBED, RANK, Task

@@ -12,24 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from triton_hf.errors import (
-    EXIT_ACCESS,
-    EXIT_FAILED,
-    EXIT_HUB,
-    EXIT_NOT_FOUND,
-    SettingsError,
-    StoreError,
-)
-from triton_hf.models.files import (
-    INDEX,
-    json_reader,
-    module_weights,
-    refusal,
-    small_files,
-    weight_files,
-)
-from triton_hf.models.sentence import MODULES, Read
-from triton_hf.models.tasks import find_task
+from triton_hf.errors import EXIT_ACCESS, EXIT_FAILED, EXIT_HUB, EXIT_NOT_FOUND, StoreError
+from triton_hf.models.files import small_files, weight_files
+from triton_hf.store.checks import checked_weights, index_of, json_of, module_files
 
 # Read by huggingface_hub when it is imported: logs are lines, not bars.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -102,79 +87,8 @@ def download_snapshot(
         names = _with_retries(listed)
         small = small_files(names)
         _with_retries(lambda: download(small))
-        weights = _checked_weights(repo_id, folder, names, task, loads_all)
+        weights = checked_weights(repo_id, folder, names, task, loads_all)
         _with_retries(lambda: download(weights))
-
-
-def task_of_folder(repo_id: str, folder: Path, task: str | None, *, loads_all: bool = False) -> str:
-    """Return the name of the task that a downloaded repository serves.
-
-    Args:
-        repo_id: The repository.
-        folder: Its files.
-        task: What is wanted; None for what it is for.
-        loads_all: Whether the engine has that property (`models.registry.EngineKind`).
-
-    Raises:
-        StoreError: It cannot serve that.
-    """
-    read = _reader(repo_id, folder)
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return _checked_task(repo_id, names, read, task, loads_all)
-
-
-def _checked_task(
-    repo_id: str, names: Sequence[str], read: Read, task: str | None, loads_all: bool
-) -> str:
-    task = task or find_task(read)
-    if (why := refusal(names, read=read, task=task, loads_all=loads_all)) is not None:
-        raise StoreError(f"{repo_id} {why}", exit_code=EXIT_NOT_FOUND)
-    return task
-
-
-def _checked_weights(
-    repo_id: str, folder: Path, names: Sequence[str], task: str | None, loads_all: bool
-) -> list[str]:
-    """Return the files of weights to load, judged by the small files in a folder.
-
-    Raises:
-        StoreError: The repository cannot be served.
-    """
-    read = _reader(repo_id, folder)
-    _checked_task(repo_id, names, read, task, loads_all)
-    weights = weight_files(names, _index(read)) + _module_weights(repo_id, read)
-    if missing := sorted(set(weights) - set(names)):
-        text = (
-            f"{repo_id} lacks {missing[0]}, which {MODULES if '/' in missing[0] else INDEX} names"
-        )
-        raise StoreError(text, exit_code=EXIT_NOT_FOUND)
-    return weights
-
-
-def _reader(repo_id: str, folder: Path) -> Read:
-    """Read the JSON files of a folder; raises StoreError for one that is none."""
-    inner = json_reader(folder)
-
-    def read(name: str) -> Any:
-        try:
-            return inner(name)
-        except ValueError as error:
-            text = f"{repo_id} has a {name} that is not JSON: {str(error).partition(': ')[2]}"
-            raise StoreError(text, exit_code=EXIT_NOT_FOUND) from None
-
-    return read
-
-
-def _index(read: Read) -> dict[str, Any] | None:
-    found = read(INDEX)
-    return found if isinstance(found, dict) else None
-
-
-def _module_weights(repo_id: str, read: Read) -> list[str]:
-    try:
-        return module_weights(read(MODULES))
-    except SettingsError as error:
-        raise StoreError(f"{repo_id} cannot be served: {error}", exit_code=EXIT_NOT_FOUND) from None
 
 
 def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
@@ -200,10 +114,10 @@ def download_to_cache(*, repo_id: str, revision: str | None) -> Path:
 
     with _sentences(repo_id, revision, token):
         folder = _with_retries(lambda: download(_SMALL_PATTERNS))
-        read = _reader(repo_id, folder)
-        if modules := _module_weights(repo_id, read):
+        read = json_of(repo_id, folder)
+        if modules := module_files(repo_id, read):
             _with_retries(lambda: download([glob.escape(name) for name in modules]))
-        index = _index(read)
+        index = index_of(read)
         wanted = weight_files([], index) if index else []
         if wanted:
             return _with_retries(lambda: download([glob.escape(name) for name in wanted]))

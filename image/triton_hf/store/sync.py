@@ -31,8 +31,9 @@ from triton_hf.models.registry import engine_kind
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec, check_spec
 from triton_hf.progress import PROGRESS_SECONDS, Progress
+from triton_hf.store.checks import task_of_folder
 from triton_hf.store.collect import collect_garbage
-from triton_hf.store.hub import download_snapshot, resolve_commit, task_of_folder
+from triton_hf.store.hub import download_snapshot, resolve_commit
 from triton_hf.store.layout import folder_bytes, marker_path, weights_folder
 
 LOCK_SECONDS = 3600.0
