@@ -30,6 +30,10 @@ $(VENV)/.complete: $(REQUIREMENTS)
 	  echo "venv: $$((SECONDS - start)) s, $$(du -sm $(VENV) | cut -f1) MB" >&2; done; \
 	wait $$pid && touch $@
 
+.PHONY: venv-vllm
+venv-vllm: ## Install the Python environment of engine vllm for CPUs (cached, 6 GB)
+	@python3 -m tools.vllm_environment
+
 .PHONY: up
 up: ## Cluster, images, model, helm install, then one question through the ingress
 	@python3 -m tools.up
@@ -92,7 +96,7 @@ unit: venv ## Tests that need no server and no cluster
 
 .PHONY: serving
 serving: venv ## Tests against a real tritonserver on this machine
-	@$(PY) -m tools.test serving
+	@$(PY) -m tools.test vllm serving
 
 .PHONY: docker
 docker: venv ## The Docker way on a real engine, SmolLM2 included (about 10 min)
@@ -160,6 +164,10 @@ soak: venv ## Half an hour at 80 % load on this machine: does latency, memory or
 .PHONY: hostile
 hostile: venv ## 100,000 hostile requests against a server on this machine
 	@$(PY) -m benchmarks.hostile --out results/hostile/hostile.json
+
+.PHONY: cases
+cases: venv ## Every field case with the tests that show it, and docs/field-cases.md [ARGS="--only BH-01"]
+	@$(PY) -m tools.field_cases $(ARGS)
 
 .PHONY: audit
 audit: venv ## Bills of materials, known vulnerabilities, Checkov on all charts

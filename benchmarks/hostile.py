@@ -37,7 +37,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedded_triton.server import TRITON_VERSION, Server, running_server
+from embedded_triton.fetch import TRITON_VERSION
+from embedded_triton.server import Server, running_server
 from tools import fault_table
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec

@@ -16,9 +16,9 @@ from locust.event import EventHook
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from triton_load import options, startup, users
-from triton_load.users import GrpcUser, InferUser, StreamUser
+from triton_load.users import GrpcUser, InferUser, OpenAIUser, StreamUser
 
-__all__ = ["GrpcUser", "InferUser", "StreamUser"]
+__all__ = ["GrpcUser", "InferUser", "OpenAIUser", "StreamUser"]
 
 # Fired with `outcome`, a triton_load.measure.Outcome, after each request: times to first token and
 # between tokens, which Locust's own `request` event has no room for.

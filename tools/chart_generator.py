@@ -4,6 +4,7 @@ A line `## @param PATH [TYPE] TEXT` documents one value; lines that start with `
 TYPE is a word of `TYPES`, `enum(a,b)`, `list(T)`, `map(T)`, with `?` behind it when null is allowed
 and limits after it: `[integer min=1]`, `[string? pattern=^[a-z]+$]`. `<name>` in a path stands for
 any key of a map. Helm deletes a key that is set to null, so every key without `?` is required.
+`## @instead WORD KEY` names a word of other charts and ours.
 
 Usage: make generate (writes), make verify (compares)
 Exit codes: 0 done or up to date, 1 something is out of date (--check), 2 a comment is wrong.
@@ -22,11 +23,18 @@ from typing import Any
 import yaml
 
 from tools.chart_types import DEFINITIONS, LIMITS, TYPES, Schema, closed
-from triton_hf.models.registry import DEFAULT_ENGINE, ENGINES, model_parameters
+from triton_hf.models.registry import (
+    DEFAULT_ENGINE,
+    ENGINES,
+    engine_kind,
+    model_parameters,
+    tasks_of,
+)
 
 CHART = Path(__file__).resolve().parents[1] / "charts" / "triton"
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
 ENGINES_FILE = Path("files") / "engines.json"
+WORDS_FILE = Path("files") / "words.json"
 
 # Names of the entries of maps whose keys become parts of addresses and object names.
 KEYS = {
@@ -81,6 +89,22 @@ def read_params(values: Path) -> list[Param]:
     return params
 
 
+def read_words(values: Path) -> dict[str, str]:
+    """Return words of other charts and the names of the same things in this one."""
+    lines = re.findall(r"^## @instead (\S+) (.+)$", values.read_text(), re.MULTILINE)
+    return dict(lines)
+
+
+def admit_words(root: Schema, words: dict[str, str]) -> None:
+    """Let the words of other charts pass the schema: the chart refuses them with the right name."""
+    for path, ours in words.items():
+        node = root
+        *parents, last = path.split(".")
+        for key in parents:
+            node = node["properties"][key]
+        node["properties"][last] = {"description": f"Not a value of this chart: set {ours}."}
+
+
 def type_schema(kind: str) -> Schema:
     """Return the JSON schema of a type as written in a comment.
 
@@ -127,7 +151,7 @@ def _plain(word: str) -> Schema:
     return {"$ref": f"#/definitions/{inner}"}
 
 
-def build_schema(params: list[Param]) -> Schema:
+def build_schema(params: list[Param], words: dict[str, str]) -> Schema:
     """Return the JSON schema (draft 7) of the whole values file; unknown keys are refused."""
     root = closed({})
     for param in params:
@@ -154,6 +178,7 @@ def build_schema(params: list[Param]) -> Schema:
         "type": "boolean",
         "description": "For the `condition` of a parent chart; this chart does not read it.",
     }
+    admit_words(root, words)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         **root,
@@ -193,6 +218,12 @@ def build_tables(params: list[Param], values: Any) -> str:
     return "\n".join(lines).strip()
 
 
+def own_parameters(engine: str, task: str) -> list[str]:
+    """Return what `models.<name>.parameters` may have for a task, in the order of the alphabet."""
+    fields = {"engine", "task", "repo_id", "revision"}
+    return sorted({*model_parameters(engine_kind(engine, task))} - fields)
+
+
 def engines() -> dict[str, Any]:
     """Return what each engine needs and takes, for the chart's own checks."""
     return {
@@ -200,7 +231,7 @@ def engines() -> dict[str, Any]:
         "engines": {
             name: {
                 "repository": kind.needs_repository,
-                "parameters": sorted({*model_parameters(kind)} - {"engine", "repo_id", "revision"}),
+                "tasks": {task: own_parameters(name, task) for task in tasks_of(name)},
             }
             for name, kind in ENGINES.items()
         },
@@ -210,6 +241,7 @@ def engines() -> dict[str, Any]:
 def outputs(chart: Path) -> dict[Path, str]:
     """Return the text of every generated file of a chart."""
     params = read_params(chart / "values.yaml")
+    words = read_words(chart / "values.yaml")
     values = yaml.safe_load((chart / "values.yaml").read_text())
     readme = (chart / "README.md").read_text()
     head, begin, rest = readme.partition(BEGIN)
@@ -217,10 +249,11 @@ def outputs(chart: Path) -> dict[Path, str]:
     if not (begin and end):
         raise CommentError(f"{chart}/README.md lacks {BEGIN} and {END}")
     made = {
-        chart / "values.schema.json": json.dumps(build_schema(params), indent=2) + "\n",
+        chart / "values.schema.json": json.dumps(build_schema(params, words), indent=2) + "\n",
         chart / "README.md": f"{head}{BEGIN}\n\n{build_tables(params, values)}\n\n{END}{tail}",
     }
-    if (chart / ENGINES_FILE).parent.is_dir():
+    made[chart / WORDS_FILE] = json.dumps(words, indent=1) + "\n"
+    if any(param.kind == "engine" for param in params):
         made[chart / ENGINES_FILE] = json.dumps(engines(), indent=1) + "\n"
     return made
 
@@ -240,6 +273,7 @@ def main() -> int:
     for path in stale:
         print(f"{path.name} {'is out of date: run make generate' if options.check else 'written'}")
         if not options.check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(made[path])
     return 1 if options.check and stale else 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from triton_hf.models.registry import ENGINE, ENGINES, model_parameters
+from triton_hf.models.registry import ENGINE, TASK, kinds, model_parameters
 
 Schema = dict[str, Any]
 
@@ -58,11 +58,11 @@ def written(schema: Mapping[str, Any]) -> Schema:
 
 def parameters() -> Schema:
     """Return the schema of `models.<name>.parameters`: what any engine takes."""
-    own = ("engine", "repo_id", "revision")
+    own = ("engine", "task", "repo_id", "revision")
     return closed(
         {
             name: {"description": f"{one.meaning}.", **written(one.kind.schema())}
-            for kind in ENGINES.values()
+            for kind in kinds()
             for name, one in model_parameters(kind).items()
             if name not in own
         }
@@ -78,6 +78,7 @@ TYPES: dict[str, Schema] = {
     "boolean": {"type": "boolean"},
     "any": {},
     "engine": dict(ENGINE.kind.schema()),
+    "task": dict(TASK.kind.schema()),
     "scalar": SCALAR,
     "intOrPercent": {
         "anyOf": [
@@ -98,7 +99,24 @@ DEFINITIONS: dict[str, Schema] = {
         "anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "integer", "minimum": 1}]
     },
     "name": closed({"name": TEXT}, "name"),
-    "resources": closed({"requests": AMOUNTS, "limits": AMOUNTS}),
+    "resources": closed(
+        {
+            "requests": AMOUNTS,
+            "limits": AMOUNTS,
+            "claims": {"type": "array", "items": closed({"name": TEXT, "request": TEXT}, "name")},
+        }
+    ),
+    "env-list": {
+        "anyOf": [
+            {"type": "object", "additionalProperties": {"$ref": "#/definitions/env"}},
+            {
+                "type": "array",
+                "items": closed(
+                    {"name": TEXT, "value": SCALAR, "valueFrom": {"type": "object"}}, "name"
+                ),
+            },
+        ]
+    },
     "env": {
         "anyOf": [
             SCALAR,

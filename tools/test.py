@@ -38,6 +38,8 @@ def stages() -> dict[str, Sequence[str]]:
         "unit": [*pytest, *TWO, "-m", alone, *UNIT],
         # Apart from those, because it measures.
         "load": [*pytest, *TWO, "-m", alone, "load_testing/tests"],
+        # Some tests of the next stage serve with vLLM, which has an environment of its own.
+        "vllm": [sys.executable, "-m", "tools.vllm_environment"],
         "serving": [*pytest, "-m", f"triton and not cluster and {FAST}"],
         "docker": [*pytest, "-m", f"docker and {FAST}", "image/tests/docker"],
         "cluster": [*pytest, "-m", f"cluster and {FAST}"],

@@ -37,7 +37,8 @@ from benchmarks.scaling import controlplane, lab, pages, simulation_report
 from benchmarks.scaling.controlplane import ControlPlane, program
 from cluster import binaries
 from dashboards import panels
-from embedded_triton.server import EmbeddedError, running_server
+from embedded_triton.fetch import EmbeddedError
+from embedded_triton.server import running_server
 from lib import offered_load
 from lib.prometheus import Prometheus, PrometheusError, free_port
 from lib.watch import Watcher

@@ -31,7 +31,7 @@ from pathlib import Path
 from benchmarks.soak import judge
 from benchmarks.soak.draw import draw
 from benchmarks.soak.run import LOAD, MODELS, Soak, server, soak
-from embedded_triton.server import TRITON_VERSION, EmbeddedError
+from embedded_triton.fetch import TRITON_VERSION, EmbeddedError
 from tools import fault_table
 from tools.place import ROOT
 from triton_hf.progress import Progress

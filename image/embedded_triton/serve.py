@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from embedded_triton.server import Ports, free_ports, is_ready, prepare, progress, stop_group
+from embedded_triton.fetch import progress
+from embedded_triton.server import Ports, free_ports, is_ready, prepare, stop_group
 from triton_hf.errors import EXIT_ENGINE, TritonHFError
 from triton_hf.server.launch import OPENAI_PORT
 

@@ -162,6 +162,13 @@ POOLING_FAMILIES = (
     ),
 )
 
+# The names that routers for models read (vLLM's own), and the gauge of ours that each repeats.
+ROUTER_GAUGES = {
+    "vllm:num_requests_running": "triton_hf_requests_running",
+    "vllm:num_requests_waiting": "triton_hf_requests_waiting",
+    "vllm:kv_cache_usage_perc": "triton_hf_kv_cache_usage_ratio",
+}
+
 Key = tuple[str, str | None]
 
 

@@ -1,4 +1,4 @@
-"""The routes: chat completions, completions, models and health."""
+"""The routes: chat completions, completions, embeddings, ranking, models and health."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
+from triton_openai import pooling
 from triton_openai.catalog import Catalog, Model
 from triton_openai.chat import ChatShape, messages_text
 from triton_openai.completions import CompletionShape, prompts_of
 from triton_openai.errors import ApiError, unavailable
 from triton_openai.gate import Gate, Keys, log
 from triton_openai.generation import Caller, pieces_of, questions, whole_answers
+from triton_openai.pooling_types import Embedding, Rerank, Score, TeiRerank, read_pooling
 from triton_openai.sse import ClientGone, EventStream, Receive, Send, unless_gone
 from triton_openai.triton import Question, Triton
 from triton_openai.types import Chat, Completion, Sampled, read_request
@@ -42,6 +44,11 @@ def make_app(*, triton: Triton, keys: Keys, max_body_bytes: int) -> Gate:
     routes = [
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/completions", api.completion, methods=["POST"]),
+        Route("/v1/embeddings", api.embeddings, methods=["POST"]),
+        Route("/v1/rerank", api.rerank, methods=["POST"]),
+        Route("/v2/rerank", api.rerank, methods=["POST"]),
+        Route("/rerank", api.tei_rerank, methods=["POST"]),
+        Route("/v1/score", api.score, methods=["POST"]),
         Route("/v1/models", api.models, methods=["GET"]),
         Route("/v1/models/{name:path}", api.model, methods=["GET"]),
         Route("/health", api.health, methods=["GET"]),
@@ -79,13 +86,42 @@ class _Api:
         )
         return await self._answer(request, wanted, model, asked, CompletionShape(wanted, model))
 
+    async def embeddings(self, request: Request) -> Response:
+        wanted = read_pooling(await self._body(request), Embedding)
+        model = await self._catalog.get(wanted.model, task="embed")
+        work = pooling.embeddings(self._triton, model, wanted, _caller(request))
+        return _json(await unless_gone(request.receive, work))
+
+    async def rerank(self, request: Request) -> Response:
+        wanted = read_pooling(await self._body(request), Rerank)
+        model = await self._catalog.get(wanted.model, task="rank")
+        work = pooling.rerank(self._triton, model, wanted, _caller(request))
+        return _json(await unless_gone(request.receive, work))
+
+    async def tei_rerank(self, request: Request) -> Response:
+        wanted = read_pooling(await self._body(request), TeiRerank)
+        named = wanted.model is not None
+        model = await (
+            self._catalog.get(wanted.model or "", task="rank")
+            if named
+            else self._catalog.only("rank")
+        )
+        work = pooling.tei_rerank(self._triton, model, wanted, _caller(request))
+        return _json(await unless_gone(request.receive, work))
+
+    async def score(self, request: Request) -> Response:
+        wanted = read_pooling(await self._body(request), Score)
+        model = await self._catalog.get(wanted.model, task="rank")
+        work = pooling.score(self._triton, model, wanted, _caller(request))
+        return _json(await unless_gone(request.receive, work))
+
     async def models(self, request: Request) -> Response:
         cards = [model.card(self._created) for model in await self._catalog.list()]
         return _json({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
         await self._catalog.list()
-        model = await self._catalog.get(request.path_params["name"])
+        model = await self._catalog.get(request.path_params["name"], task=None)
         return _json(model.card(self._created))
 
     async def health(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Which models there are: every ready one in Triton that has the tensors of a text model."""
+"""Which models there are: every ready one in Triton that has the tensors of a task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from triton_openai.errors import ApiError, model_not_found
@@ -18,11 +19,22 @@ FRESH_SECONDS = 5.0
 MISSING_SECONDS = 1.0
 
 
+# Task -> the inputs and outputs of its models, and where they are served.
+TASKS: Mapping[str, tuple[frozenset[str], frozenset[str], str]] = {
+    "rank": (frozenset({"query", "text"}), frozenset({"score", "prompt_tokens"}), "/v1/rerank"),
+    "embed": (frozenset({"text"}), frozenset({"embedding", "prompt_tokens"}), "/v1/embeddings"),
+    "classify": (frozenset({"text"}), frozenset({"label", "score"}), "Triton's infer"),
+}
+TEXT = "text"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A text model.
+    """A model of a task.
 
     Attributes:
+        task: `text`, or one of `TASKS`.
+        rows: Most rows of one request to Triton.
         inputs: Names of its input tensors.
         whole: Triton's name of the model that answers whole; None if there is none.
         pieces: Triton's name of the decoupled model that answers in pieces; None if there is none.
@@ -39,6 +51,8 @@ class Model:
     max_model_len: int | None = None
     root: str = ""
     revision: str | None = None
+    task: str = TEXT
+    rows: int = 1
 
     def card(self, created: int) -> dict[str, Any]:
         """Return the model as `/v1/models` shows it."""
@@ -50,6 +64,7 @@ class Model:
             "root": self.root or self.name,
             "parent": None,
             "max_model_len": self.max_model_len,
+            "task": self.task,
         }
 
     @property
@@ -78,12 +93,36 @@ class Catalog:
         await self._refresh(older_than=0.0)
         return list(self._models.values())
 
-    async def get(self, name: str) -> Model:
-        """Return a model.
+    async def get(self, name: str, *, task: str | None = TEXT) -> Model:
+        """Return a model of a task; None for any.
 
         Raises:
-            ApiError: It is not there or not ready, or Triton does not answer.
+            ApiError: It is not there, not ready or of another task, or Triton does not answer.
         """
+        model = await self._get(name)
+        if task is not None and model.task != task:
+            place = "/v1/chat/completions" if model.task == TEXT else TASKS[model.task][2]
+            raise ApiError(
+                f"The model '{name:.100}' is for the task '{model.task}'; use {place}.",
+                param="model",
+                code="unsupported_model",
+            )
+        return model
+
+    async def only(self, task: str) -> Model:
+        """Return the one model of a task.
+
+        Raises:
+            ApiError: There is none, or more than one; or Triton does not answer.
+        """
+        found = [model for model in await self.list() if model.task == task]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(f"'{model.name}'" for model in found)
+        text = f"name one of {names}" if found else f"there is none for the task '{task}'"
+        raise ApiError(f"'model' is missing; {text}.", param="model", code="model_not_found")
+
+    async def _get(self, name: str) -> Model:
         age = time.monotonic() - self._asked
         if name not in self._models:
             await self._refresh(older_than=MISSING_SECONDS)
@@ -109,7 +148,7 @@ class Catalog:
             for name in ready:
                 with contextlib.suppress(ApiError):  # it was unloaded between the two questions
                     configs[name] = await self._triton.config(name)
-            self._models = text_models(configs)
+            self._models = {**text_models(configs), **other_models(configs)}
             self._asked = time.monotonic()
 
 
@@ -132,9 +171,32 @@ def text_models(configs: dict[str, Any]) -> dict[str, Model]:
     return models
 
 
+def other_models(configs: dict[str, Any]) -> dict[str, Model]:
+    """Return the models of `TASKS` among those with these `ModelConfig` messages."""
+    models = {}
+    for name, config in configs.items():
+        task = _task(config)
+        if task is not None:
+            model = _model(name, config, whole=name, pieces=None)
+            rows = max(1, config.max_batch_size)
+            models[name] = dataclasses.replace(model, task=task, rows=rows)
+    return models
+
+
+def _task(config: Any) -> str | None:
+    inputs = {item.name for item in config.input}
+    needed = {item.name for item in config.input if not item.optional}
+    outputs = {item.name for item in config.output}
+    for task, (asked, made, _) in TASKS.items():
+        fits = inputs >= asked >= needed and outputs >= made
+        if fits and not _decoupled(config):
+            return task
+    return None
+
+
 def _model(name: str, config: Any, *, whole: str | None, pieces: str | None) -> Model:
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    longest = parameters.get("max_total_tokens", "")
+    longest = parameters.get("max_total_tokens") or parameters.get("max_input_tokens", "")
     return Model(
         name=name,
         inputs=frozenset(item.name for item in config.input),

@@ -143,7 +143,8 @@ class ChatShape:
                 begun = True
                 first = {"role": "assistant", "content": "", "refusal": None}
                 chunks = [self._chunk(each, first) for each in range(self._request.n)]
-            text, calls, reason = piece.text, [], piece.finish_reason
+            text, reason = piece.text, piece.finish_reason
+            calls: list[dict[str, Any]] = []
             if self._request.calls:
                 reader = readers.setdefault(index, CallReader())
                 text, calls = reader.push(piece.text, last=bool(reason))

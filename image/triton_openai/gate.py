@@ -23,6 +23,7 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 # nginx's status for a client that closed its connection; only the log shows it.
 CLIENT_GONE = 499
+GUARDED = ("/v1/", "/v2/", "/rerank")  # what needs a key
 # What probes ask every few seconds; it leaves no line in the log.
 PROBED = ("/health", "/health/live")
 
@@ -85,7 +86,7 @@ class Gate:
         scope["app"] = self  # makes the router raise for a wrong method
         answer = _Answer(send, name)
         try:
-            if scope["path"].startswith("/v1/") and self._keys.needed:
+            if scope["path"].startswith(GUARDED) and self._keys.needed:
                 self._check(headers.get(b"authorization", b""))
             await self._app(scope, receive, answer.send)
         except ClientGone:

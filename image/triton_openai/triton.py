@@ -58,6 +58,25 @@ class Piece:
     completion_tokens: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Several rows for a model whose answers are no text in pieces.
+
+    Attributes:
+        model: Name of the model in Triton.
+        columns: Input -> its text for each row.
+        parameters: Request parameters; scalars.
+        request_id: Of the client's request.
+        trace: Headers of the client's trace, which Triton goes on with.
+    """
+
+    model: str
+    columns: Mapping[str, list[str]]
+    parameters: Mapping[str, str | int | float | bool]
+    request_id: str = ""
+    trace: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 class Triton:
     """A connection to one Triton."""
 
@@ -126,6 +145,25 @@ class Triton:
             raise _api_error(error, question) from None
         return _piece(result.get_response())
 
+    async def rows(self, asked: Rows) -> dict[str, Any]:
+        """Ask for rows and return the outputs as arrays by name.
+
+        Raises:
+            ApiError: Triton or the model refused or failed.
+        """
+        try:
+            result = await self._client.infer(
+                model_name=asked.model,
+                inputs=[_texts(name, texts) for name, texts in asked.columns.items()],
+                request_id=asked.request_id,
+                parameters=dict(asked.parameters),
+                headers={**self._headers, **_passed_on(asked)},
+            )
+        except InferenceServerException as error:
+            raise _api_error(error) from None
+        names = [output.name for output in result.get_response().outputs]
+        return {name: result.as_numpy(name) for name in names}
+
     async def pieces(self, question: Question) -> AsyncIterator[Piece]:
         """Ask a decoupled model and yield its answer; closing the iterator cancels the request.
 
@@ -163,7 +201,14 @@ def _request(question: Question) -> dict[str, Any]:
     }
 
 
-def _passed_on(question: Question) -> dict[str, str]:
+def _texts(name: str, texts: list[str]) -> Any:
+    tensor = triton.InferInput(name, [len(texts), 1], "BYTES")
+    cells = [[text.encode()] for text in texts]
+    tensor.set_data_from_numpy(np.array(cells, dtype=np.object_))
+    return tensor
+
+
+def _passed_on(question: Question | Rows) -> dict[str, str]:
     return {"x-request-id": question.request_id, **question.trace}
 
 

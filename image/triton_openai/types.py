@@ -81,6 +81,7 @@ class Completion(Sampled, frozen=True, kw_only=True):
 
 
 Request = TypeVar("Request", Chat, Completion)
+Struct = TypeVar("Struct", bound=Strict)
 
 _NOT_DONE = {Chat: NOT_DONE_CHAT, Completion: NOT_DONE_COMPLETIONS}
 _FIELDS = {
@@ -99,6 +100,20 @@ def read_request(body: bytes, kind: type[Request]) -> Request:
     Raises:
         ApiError: It is not JSON, or a field is missing, unknown, not done or of the wrong type.
     """
+    request = converted(_FIELDS[kind].kept(decoded(body)), kind)
+    if request.stream_options is not None and not request.stream:
+        raise ApiError(
+            "'stream_options' needs 'stream': true.", param="stream_options", code="invalid_value"
+        )
+    return request
+
+
+def decoded(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body.
+
+    Raises:
+        ApiError: It is not one.
+    """
     try:
         values = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
@@ -109,15 +124,19 @@ def read_request(body: bytes, kind: type[Request]) -> Request:
         ) from None
     if not isinstance(values, dict):
         raise ApiError("The body must be a JSON object.")
+    return values
+
+
+def converted(values: dict[str, Any], kind: type[Struct]) -> Struct:
+    """Return the values of a request as its type.
+
+    Raises:
+        ApiError: A field is missing or of the wrong type; `param` is its path.
+    """
     try:
-        request = msgspec.convert(_FIELDS[kind].kept(values), kind)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
-    if request.stream_options is not None and not request.stream:
-        raise ApiError(
-            "'stream_options' needs 'stream': true.", param="stream_options", code="invalid_value"
-        )
-    return request
 
 
 def _wrong_type(text: str) -> ApiError:

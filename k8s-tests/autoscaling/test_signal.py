@@ -10,7 +10,7 @@ from benchmarks.scaling import signal as accuracy
 from benchmarks.scaling.lab import Lab, running_lab
 from benchmarks.scaling.query import RenderError
 from dashboards import panels, promql
-from embedded_triton.server import EmbeddedError, ensure_tree
+from embedded_triton.fetch import EmbeddedError, ensure_tree
 from lib import offered_load
 from lib.prometheus import binary
 from tools import wait

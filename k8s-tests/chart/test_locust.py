@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from chart.locust_runs import EVERYTHING, SEARCH, container, job, locust
 from chart.rendering import LOCUST, LOCUST_CASE_IDS, LOCUST_CASES, helm
@@ -23,8 +24,39 @@ def test_nothing_is_tried_again_and_everything_ends(file: Path | None) -> None:
     for found in manifest.all("Job"):
         assert found["spec"]["backoffLimit"] == 0
         assert found["spec"]["ttlSecondsAfterFinished"] == 3600
-        assert found["spec"]["activeDeadlineSeconds"] == 7200
+        assert 60 <= found["spec"]["activeDeadlineSeconds"] <= 7200
         assert found["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_client_of_openais_api_may_leave_for_the_port_of_the_server_chart() -> None:
+    values = {"target": {"url": "http://triton:9000"}, "run": {"client": "openai"}}
+    manifest = locust(values)
+    assert "--client=openai" in container(manifest, "master")["args"]
+    rules = [r for p in manifest.all("NetworkPolicy") for r in p["spec"].get("egress", [])]
+    ports = {port["port"] for rule in rules for port in rule["ports"]}
+    server = yaml.safe_load((LOCUST.parent / "triton/values.yaml").read_text(encoding="utf-8"))
+    assert server["openai"]["port"] in ports
+
+
+def deadlines(values: dict[str, Any]) -> tuple[int, int]:
+    manifest = locust(values)
+    master, worker = (job(manifest, name)["spec"] for name in ("master", "worker"))
+    return master["activeDeadlineSeconds"], worker["activeDeadlineSeconds"]
+
+
+def test_workers_that_find_no_node_do_not_stay_as_long_as_a_test_may_take() -> None:
+    run = {"durationSeconds": 100, "stopSeconds": 20}
+    values = {"run": run, "master": {"waitForWorkersSeconds": 30}, "target": {"waitSeconds": 50}}
+    assert deadlines(values) == (7200, 100 + 20 + 30 + 50 + 600)
+    assert deadlines({**values, "jobs": {"deadlineSeconds": 300}}) == (300, 300)
+    page = {"webUI": {"enabled": True, "lingerSeconds": 60}}
+    assert deadlines({**values, **page})[1] == 260 + 600
+
+
+@pytest.mark.parametrize("address", ["triton:8001", "10.0.0.1:8001", "[fd00::1]:8001"])
+def test_the_grpc_address_may_be_of_ipv6(address: str) -> None:
+    args = container(locust({"target": {"grpc": address}}), "worker")["args"]
+    assert f"--grpc-host={address}" in args
 
 
 def test_the_master_waits_for_as_many_workers_as_the_job_starts() -> None:

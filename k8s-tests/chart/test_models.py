@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.rendering import CHART, Manifest, Object, mappings, render
+from chart.rendering import CHART, Manifest, Object, RenderError, mappings, render
 from triton_hf.models.repository import read_model
 
 pytestmark = pytest.mark.chart
@@ -51,7 +51,7 @@ def test_the_job_reads_the_models_as_the_image_wants_them() -> None:
         "models": {
             "sim": {"engine": "simulated", "parameters": {}},
             "smol": {
-                "engine": "transformers",
+                "engine": "auto",
                 "repository": SMOL["repository"],
                 "revision": "main",
                 "parameters": {
@@ -63,6 +63,42 @@ def test_the_job_reads_the_models_as_the_image_wants_them() -> None:
             },
         }
     }
+
+
+def test_a_stated_task_reaches_the_job() -> None:
+    model = {**SMOL, "task": "embed", "parameters": {"matryoshka": True}}
+    found = spec(render({"models": {"llama3-8b": None, "e": model}}))["models"]["e"]
+    assert (found["task"], found["parameters"]) == ("embed", {"matryoshka": "true"})
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            {**SMOL, "task": "embed", "parameters": {"top_p": 1}},
+            "top_p is no parameter of the engine",
+        ),
+        ({**SMOL, "task": "text", "parameters": {"dimensions": 8}}, "for the task text: remove it"),
+        ({"engine": "simulated", "task": "embed"}, "the engine simulated computes text"),
+        ({**SMOL, "task": "translate"}, "task"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_refused(model: dict[str, Any], words: str) -> None:
+    with pytest.raises(RenderError, match=words):
+        render({"models": {"llama3-8b": None, "e": model}})
+
+
+def test_parameters_of_any_task_fit_while_none_is_stated() -> None:
+    model = {**SMOL, "parameters": {"dimensions": 8}}
+    assert spec(render({"models": {"llama3-8b": None, "e": model}}))["models"]["e"]
+
+
+def test_arguments_of_vllm_are_a_mapping_in_the_values() -> None:
+    engine_args = {"block_size": 16, "gpu_memory_utilization": 0.5}
+    model = {**SMOL, "engine": "vllm", "parameters": {"engine_args": engine_args}}
+    read = spec(render({"models": {"llama3-8b": None, "smol": model}}))
+    given = read["models"]["smol"]["parameters"]["engine_args"]
+    assert given == '{"block_size":16,"gpu_memory_utilization":0.5}'
 
 
 def test_job_waiter_and_server_mean_the_same_generation() -> None:

@@ -147,6 +147,12 @@ def test_default_thresholds_are_those_that_promtool_tests() -> None:
         assert {**made, "expr": ""} == {**file, "expr": ""}
 
 
+def test_groups_keep_their_name_and_interval() -> None:
+    made = render(ON).one("PrometheusRule")["spec"]["groups"]
+    written = [group for file in RULES for group in yaml.safe_load(file.read_text())["groups"]]
+    assert [{**group, "rules": []} for group in made] == [{**g, "rules": []} for g in written]
+
+
 THRESHOLDS = default_values()["metrics"]["rules"]["thresholds"]
 
 

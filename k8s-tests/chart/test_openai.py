@@ -54,14 +54,18 @@ def test_its_probes_ask_only_the_process_so_that_one_fault_has_one_restart() -> 
 def test_ingress_and_route_lead_v1_to_it_and_the_policy_lets_it_in() -> None:
     manifest = render(DOORS)
     paths = manifest.one("Ingress")["spec"]["rules"][0]["http"]["paths"]
-    (way,) = [path for path in paths if path["path"] == "/v1"]
-    assert way["pathType"] == "Prefix"
-    assert way["backend"]["service"]["port"] == {"name": "openai"}
+    for path, kind in (("/v1", "Prefix"), ("/rerank", "Exact")):
+        (way,) = [found for found in paths if found["path"] == path]
+        assert way["pathType"] == kind
+        assert way["backend"]["service"]["port"] == {"name": "openai"}
     (route,) = [
         r for r in manifest.all("HTTPRoute") if r["metadata"]["name"].endswith("-openai-api")
     ]
     (rule,) = route["spec"]["rules"]
-    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/v1"}}]
+    assert rule["matches"] == [
+        {"path": {"type": "PathPrefix", "value": "/v1"}},
+        {"path": {"type": "Exact", "value": "/rerank"}},
+    ]
     assert rule["timeouts"] == {"request": "0s"}
     (backend,) = rule["backendRefs"]
     service = manifest.one("Service", backend["name"])
@@ -89,6 +93,7 @@ def test_switched_off_nothing_of_it_is_left() -> None:
     manifest = render(OFF | DOORS)
     assert "openai" not in manifest.text
     assert "path: /v1" not in manifest.text
+    assert "/rerank" not in manifest.text
 
 
 @pytest.mark.parametrize(

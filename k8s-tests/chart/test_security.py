@@ -49,7 +49,7 @@ def test_closed_apis_can_be_opened() -> None:
 def paths(manifest: Manifest) -> set[str]:
     (rule,) = manifest.one("Ingress")["spec"]["rules"]
     found = rule["http"]["paths"]
-    api = [path for path in found if path["path"] == "/v1"]
+    api = [path for path in found if path["path"] in ("/v1", "/rerank")]
     assert {path["backend"]["service"]["port"]["name"] for path in api} <= {"openai"}
     found = [path for path in found if path not in api]
     assert {path["pathType"] for path in found} == {"Exact"}

@@ -25,7 +25,7 @@ from chart.rendering import (
 from tools import chart_generator
 from triton_hf.errors import SettingsError
 from triton_hf.models.parameters import Parameter
-from triton_hf.models.registry import ENGINES, model_parameters
+from triton_hf.models.registry import ENGINES, TASKS, kinds, model_parameters
 
 pytestmark = pytest.mark.chart
 SCHEMAS = {chart: json.loads((chart / "values.schema.json").read_text()) for chart in CHARTS}
@@ -149,18 +149,21 @@ def test_what_is_generated_is_up_to_date(chart: Path) -> None:
 
 
 def parameters() -> dict[str, Parameter]:
-    return {name: one for kind in ENGINES.values() for name, one in model_parameters(kind).items()}
+    return {name: one for kind in kinds() for name, one in model_parameters(kind).items()}
 
 
 def test_the_schema_and_the_checks_know_what_each_engine_takes() -> None:
-    names = {*parameters()} - {"engine", "repo_id", "revision"}
+    names = {*parameters()} - {"engine", "task", "repo_id", "revision"}
     schema = SCHEMAS[CHART]
     assert set(schema["definitions"]["parameters"]["properties"]) == names
     entry = schema["properties"]["models"]["additionalProperties"]["properties"]
     assert entry["engine"]["enum"] == list(ENGINES)
     known = json.loads((CHART / "files" / "engines.json").read_text())
     assert known["engines"].keys() == ENGINES.keys()
-    assert set().union(*(found["parameters"] for found in known["engines"].values())) == names
+    assert {*entry["task"]["anyOf"][0]["enum"]} == {*TASKS}
+    tasks = [of_task for found in known["engines"].values() for of_task in found["tasks"].items()]
+    assert {task for task, _ in tasks} == {*TASKS}
+    assert set().union(*(taken for _, taken in tasks)) == names
 
 
 def test_templates_name_no_engine() -> None:
@@ -266,6 +269,6 @@ def test_the_package_holds_the_schema_and_no_test_values(chart: Path, tmp_path: 
     with tarfile.open(next(tmp_path.glob("*.tgz"))) as archive:
         names = set(archive.getnames())
     files = {file.relative_to(chart).as_posix() for file in chart.rglob("*") if file.is_file()}
-    shipped = {name for name in files if not name.startswith(("ci/", "."))}
+    shipped = {name for name in files if not name.startswith(("ci/", "examples/", "."))}
     assert {"values.schema.json", "README.md"} <= shipped
     assert names - {f"{chart.name}/.helmignore"} == {f"{chart.name}/{name}" for name in shipped}

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as tf
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+tf: Any = transformers  # its configurations are hardly typed
 VOCABULARY = 384
 SPECIAL = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>", "<|end|>")
 BOS, EOS, PAD = 256, 257, 261

@@ -144,6 +144,6 @@ def stream_numbers(folder: Path, *, host: str, users: int, seconds: int) -> dict
     assert done.returncode in (0, 3), done.stdout + done.stderr  # a busy machine is no error here
     assert found.totals.failed == found.totals.unfinished == 0
     return {
-        "tokens_per_second": found.totals.output_tokens_per_second,
+        "tokens_per_second": found.totals.output_tokens_per_second or 0.0,
         "ttft_p50_seconds": found.distributions[record.TTFT].quantile(50),
     }

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as tf
+import transformers
 
 from lib.triton_client import Client
 from tools.hub_mirror.server import running_hub
+from tools.place import ROOT
 
-IMAGE = Path(__file__).resolve().parent
+IMAGE = ROOT / "image"
 
+tf: Any = transformers  # its configurations are hardly typed
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LETTERS = string.ascii_lowercase + string.digits + string.punctuation + "äöüß"
 WORDS = (*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS))
@@ -164,8 +166,10 @@ class Pooled:
     Attributes:
         embedder: The model of sentence-transformers.
         ranker: The cross encoder of sentence-transformers.
+        store: The model store; the commits are 40 times 0, 1 and 2.
     """
 
+    store: Path
     client: Client
     embedder: Any
     ranker: Any

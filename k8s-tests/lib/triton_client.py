@@ -89,7 +89,9 @@ class Client:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 labels = dict(sample.labels)
-                if labels.pop("model", None) == model and sample.name.startswith("triton_hf"):
+                labels.pop("model_name", None)  # the same, in the gauges that routers read
+                ours = sample.name.startswith(("triton_hf", "vllm:"))
+                if ours and labels.pop("model", None) == model:
                     suffix = "".join(f"{{{value}}}" for value in labels.values())
                     values[sample.name + suffix] = sample.value
         return values

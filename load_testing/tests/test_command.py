@@ -220,11 +220,16 @@ def test_a_report_that_cannot_be_written_makes_the_run_invalid(tmp_path: Path) -
 
 
 def test_a_file_of_locust_that_cannot_be_written_does_not_blame_the_server(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    mine = tmp_path / "mine.py"  # the volume breaks while the test runs
+    mine.write_text(
+        "import pathlib\nfrom locust import events\n\n\n@events.test_start.add_listener\n"
+        f"def spoil(**_):\n    pathlib.Path({str(tmp_path / 'file')!r}).touch()\n"
+    )
     with known_server(tokens=3) as server:
         words = (*CALM, "--client=stream", "--model=known", f"--host={server.host}")
         file = f"--json-file={tmp_path / 'file/stats'}"
-        done = locust("--headless", "--only-summary", "-t2s", *words, file)
+        files = f"-f=load_testing/locustfile.py,{mine}"
+        done = locust(files, "--headless", "--only-summary", "-t2s", *words, file)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "verdict: pass" in done.stdout  # what was measured is still told
     assert done.stdout.endswith("locust died before its end, so the run is invalid\n")

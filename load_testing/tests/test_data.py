@@ -144,7 +144,6 @@ def test_a_text_model_needs_a_message_though_each_input_is_optional(tmp_path: Pa
     [
         ("name: ", "is not a Triton config.pbtxt"),
         ('nme: "x"', "is not a Triton config.pbtxt"),
-        ('name: "x"', "names no input"),
         ('input { name: "A" dims: [1] }', "input 'A' has no data_type"),
     ],
 )
@@ -166,3 +165,63 @@ def test_a_file_that_holds_no_case_is_one_sentence(tmp_path: Path, text: str) ->
     file.write_text(text)
     with pytest.raises(LoadTestError):
         data.read_cases(file, numeric(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(good()), encoding="utf-8-sig")
+    assert len(data.read_cases(file, numeric(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"data": [{"A": [1]}]}', "is in perf_analyzer's format"),
+        ('{"inputs": []}\n{"inputs": []}\n', "it is JSON Lines"),
+        ('[{"messages": [{"role": "user", "content": "x"}]}]', "in the format of OpenAI's API"),
+        ('[{"model": "m", "prompt": "x"}]', "in the format of OpenAI's API"),
+        ('[{"id": "1", "conversations": []}]', "in the format of ShareGPT"),
+        ('[{"text_input": "x"}]', "in the format of genai-perf"),
+    ],
+)
+def test_data_in_the_format_of_others_are_told_by_its_name(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(text)
+    with pytest.raises(LoadTestError, match=words) as caught:
+        data.read_cases(file, numeric(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_data_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    document = good()
+    document["inputs"][1]["data"] = 0.5
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(LoadTestError, match=r"input 'B': 'data' must be a list, not 0\.5"):
+        data.read_cases(file, numeric(tmp_path))
+
+
+def test_a_configuration_without_inputs_is_read_for_its_name(tmp_path: Path) -> None:
+    model = numeric(tmp_path, 'name: "m"\nbackend: "vllm"\n')
+    assert (model.name, dict(model.inputs)) == ("m", {})
+
+
+METADATA = {
+    "inputs": [
+        {"name": "text_input", "datatype": "BYTES", "shape": [-1, 1]},
+        {"name": "stream", "datatype": "BOOL", "shape": [-1, 1]},
+    ],
+    "outputs": [],
+}
+
+
+def test_what_the_configuration_calls_optional_is_not_demanded() -> None:
+    config = {"max_batch_size": 3, "input": [{"name": "text_input"}, {"name": "stream"}]}
+    config["input"][1]["optional"] = True
+    model = schema.from_metadata("m", METADATA, config)
+    assert {item.name for item in model.inputs.values() if not item.optional} == {"text_input"}
+    assert (model.batch, model.inputs["stream"].dims) == (3, (1,))
+    alone = schema.from_metadata("m", METADATA)
+    assert not any(item.optional for item in alone.inputs.values())

@@ -119,6 +119,29 @@ def test_the_image_holds_the_versions_that_were_read() -> None:
         assert pinned[name] == importlib.metadata.version(name) == version, name
 
 
+CHECKS = """
+from argparse import ArgumentTypeError
+from locust import argument_parser
+from triton_load import locust_bridge
+def refuse(text):
+    raise ArgumentTypeError(f"not {text}")
+parser = argument_parser.get_parser()
+for option in ("--csv", "--html", "--json-file"):
+    locust_bridge.check_option(parser, option, lambda text: text.upper())
+found = parser.parse_args(["--csv=a", "--html=b", "--json-file=c"])
+print(found.csv_prefix, found.html_file, found.json_file)
+locust_bridge.check_option(parser, "--csv", refuse)
+parser.parse_args(["--csv=here"])
+"""
+
+
+def test_the_parser_reads_locusts_own_options_by_our_checks() -> None:
+    done = run(CHECKS)
+    assert done.stdout.split() == ["A", "B", "C"], done.stderr
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: argument --csv: not here\n")
+
+
 QUITS = """
 from locust.env import Environment
 from triton_load import locust_bridge
@@ -258,7 +281,7 @@ def test_a_user_that_is_stopped_gently_notes_it_in_its_state() -> None:
 def test_the_bridge_is_the_only_one_who_reaches_that_far() -> None:
     inside = re.compile(
         r"\bos\._exit|sys\.excepthook|\.resolver = |stats_writer\b|\._state\b"
-        r"|\.(?:start|quit) = |# type: ignore\[method-assign\]"
+        r"|\.(?:start|quit) = |# type: ignore\[method-assign\]|_option_string_actions"
     )
     found = {
         file.name

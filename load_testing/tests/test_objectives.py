@@ -111,6 +111,19 @@ def test_requests_without_an_answer_after_the_grace_fail_the_run() -> None:
     )
 
 
+def test_where_every_request_failed_the_fault_is_the_reason_and_not_the_generator() -> None:
+    failed = dataclasses.replace(GOOD, requests=9, failed=9, goodput=0.0, requests_per_second=0.0)
+    busy = dataclasses.replace(WORKERS, cpu_percent=99.0, lag_seconds=1.0)
+    errors = [record.ErrorClass(name="HTTP 400", count=9, example="no such input")]
+    found = objectives.judge((), failed, busy, VALID, errors)
+    reason = "all 9 requests failed, most of them so: HTTP 400: no such input"
+    assert (found.result, found.reasons) == ("fail", (reason,))
+    lost = dataclasses.replace(busy, lost=1)
+    found = objectives.judge((), failed, lost, VALID, errors)
+    assert found.result == "invalid"
+    assert found.reasons == ("1 of 2 workers were lost during the run",)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -21,6 +21,7 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
     **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
     **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
 }
+_WANTED = "write an infer call's body, {'inputs': [...]}, or a list of them"
 _CASE_KEYS = {"name", "weight", "inputs", "parameters", "outputs", "id"}
 _TENSOR_KEYS = {"name", "datatype", "shape", "data", "parameters"}
 
@@ -66,40 +67,81 @@ class Case:
         return fields | dict(self.parameters)
 
 
-def read_cases(file: Path, model: Model) -> tuple[Case, ...]:
+def read_cases(file: Path, model: Model, *, bodies: bool = False) -> tuple[Case, ...]:
     """Read the cases of a data file and check each against a model.
+
+    With `bodies`, a case may also be the body of a call of OpenAI's API.
 
     Raises:
         LoadTestError: The file cannot be read, or a case does not fit: the text names the field.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except OSError as error:
         raise LoadTestError(f"cannot read the data {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LoadTestError(f"{file} is not JSON in UTF-8: {error}") from error
+    try:
+        document = json.loads(text)
     except ValueError as error:
-        raise LoadTestError(f"{file} is not JSON: {error}") from error
+        raise LoadTestError(f"{file} is not JSON: {error}{_as_lines(text)}") from error
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        raise LoadTestError(
+            f"{file} is in perf_analyzer's format ({{'data': [...]}}), which is not read; {_WANTED}"
+        )
     found = document.get("cases", [document]) if isinstance(document, dict) else document
     if not isinstance(found, list) or not found:
         raise LoadTestError(
             f"{file} must hold an infer call's body, a list of them, or {{'cases': [...]}}"
         )
+    if bodies:
+        found = [_from_body(item) for item in found]
     return tuple(_case(item, index, file, model) for index, item in enumerate(found))
 
 
-def check(cases: Sequence[Case], model: Model, *, where: str) -> None:
-    """Check that cases fit a model.
+def _from_body(item: Any) -> Any:
+    """The body of a call of OpenAI's API as a case; anything else as it is."""
+    if not isinstance(item, dict) or "inputs" in item:
+        return item
+    asked = [name for name in ("messages", "prompt") if name in item]
+    if len(asked) != 1:
+        return item
+    left_out = (*asked, "name", "weight", "model", "stream", "stream_options")
+    text = item["prompt"] if asked == ["prompt"] else json.dumps(item["messages"])
+    tensor = {"name": asked[0], "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+    return {key: item[key] for key in ("name", "weight") if key in item} | {
+        "inputs": [tensor],
+        "parameters": {key: value for key, value in item.items() if key not in left_out},
+    }
 
-    Raises:
-        LoadTestError: One does not; the text names the case and the field.
-    """
-    for case in cases:
-        _check_case(case, f"{where}: case '{case.name}'", model)
+
+def _as_lines(text: str) -> str:
+    """What to add when a text is JSON Lines."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        json.loads(first)
+        json.loads(rest.strip().partition("\n")[0])
+    except ValueError:
+        return ""
+    return f"; it is JSON Lines, of which none is read; {_WANTED}"
+
+
+def _other_format(item: Any) -> str:
+    """What to add when something is known that others call their data."""
+    keys = set(item) if isinstance(item, dict) else set()
+    known = {
+        "OpenAI's API": {"prompt"} if "model" in keys else {"messages"},
+        "ShareGPT": {"conversations"},
+        "genai-perf": {"text_input"},
+    }
+    found = [name for name, wanted in known.items() if wanted <= keys]
+    return f"; this is in the format of {found[0]}" if found else ""
 
 
 def _case(item: Any, index: int, file: Path, model: Model) -> Case:
     where = f"{file}: case {index + 1}"
     if not isinstance(item, dict) or not isinstance(item.get("inputs"), list):
-        raise LoadTestError(f"{where} needs 'inputs', a list of tensors")
+        raise LoadTestError(f"{where} needs 'inputs', a list of tensors{_other_format(item)}")
     if unknown := set(item) - _CASE_KEYS:
         raise LoadTestError(f"{where}: unknown key '{min(unknown)}'; known: {sorted(_CASE_KEYS)}")
     name, weight = item.get("name", f"case-{index + 1}"), item.get("weight", 1)
@@ -133,8 +175,10 @@ def _check_case(case: Case, where: str, model: Model) -> None:
     for name in missing:
         if name not in given:
             raise LoadTestError(f"{where}: input '{name}' is required by {model.source}")
-    if model.is_text_model and not {"user_message", "messages"} & set(given):
-        raise LoadTestError(f"{where}: {model.name} needs 'user_message' or 'messages'")
+    texts = [name for name in ("user_message", "messages", "prompt") if name in model.inputs]
+    if model.is_text_model and not set(texts) & set(given):
+        wanted = " or ".join(f"'{name}'" for name in texts)
+        raise LoadTestError(f"{where}: {model.name} needs {wanted}")
     batches = {item["shape"][0] for item in given.values()} if model.batch else set()
     if len(batches) > 1:
         raise LoadTestError(f"{where}: the inputs' batches differ: {sorted(batches)}")
@@ -154,6 +198,8 @@ def _check_tensor(item: Mapping[str, Any], tensor: Tensor, model: Model, where: 
     _check_shape(shape, tensor, model, where)
     if "data" not in item:
         raise LoadTestError(f"{where}: 'data' is missing")
+    if not isinstance(item["data"], list):
+        raise LoadTestError(f"{where}: 'data' must be a list, not {item['data']!r}")
     values = _flat(item["data"])
     if len(values) != math.prod(shape):
         raise LoadTestError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from locust.runners import Runner
 
 READ_AT: Mapping[str, str] = {"locust": "2.47.0", "gevent": "26.9.0"}
+
+
+def check_option(parser: ArgumentParser, option: str, check: Callable[[str], str]) -> None:
+    """Let the parser read an option of Locust's own by `check`, as if it had been its `type`.
+
+    Locust opens its files where the fault is a traceback: before the load with the exit code of a
+    missed objective, or after all of it.
+    """
+    parser._option_string_actions[option].type = check
 
 
 def before_start(runner: Runner, note: Callable[[], None]) -> None:

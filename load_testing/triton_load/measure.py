@@ -231,6 +231,11 @@ class Measurements:
         """Output tokens that arrived."""
         return sum(cell.tokens for cell in self.cells.values())
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the server or a stream told how many tokens there were; 0 is a number, too."""
+        return bool(self.tokens or self.distributions[record.OUTPUT_TOKENS].count)
+
     def totals(self) -> record.Totals:
         """Sums and rates of everything so far."""
         duration = self.span[1] - self.span[0] if self.span else 0.0
@@ -242,7 +247,7 @@ class Measurements:
             unfinished=max(0, self.begun - ended),
             duration=duration,
             requests_per_second=self.passed * per_second,
-            output_tokens_per_second=self.tokens * per_second,
+            output_tokens_per_second=self.tokens * per_second if self.counts_tokens else None,
             goodput=self.good * per_second,
         )
 

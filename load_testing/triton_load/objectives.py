@@ -20,7 +20,7 @@ import yaml
 
 from triton_load import record
 from triton_load.errors import LoadTestError
-from triton_load.record import Distribution, Objective, Totals, Verdict, Workers
+from triton_load.record import Distribution, ErrorClass, Objective, Totals, Verdict, Workers
 
 EXIT_PASS, EXIT_FAIL, EXIT_INPUT, EXIT_INVALID = 0, 1, 2, 3
 MAX_CPU_PERCENT = 80.0
@@ -151,7 +151,7 @@ def _measured(goal: Goal, totals: Totals, distributions: Mapping[str, Distributi
         value = totals.failed / totals.requests if totals.requests else None
         bound = f"<= {goal.limit:g}"
     else:
-        measured = {
+        measured: dict[str, tuple[float | None, str]] = {
             "goodput": (totals.goodput, "requests/s"),
             "throughput": (totals.requests_per_second, "requests/s"),
             "output tokens": (totals.output_tokens_per_second, "tokens/s"),
@@ -177,21 +177,30 @@ def _text(seconds: float) -> str:
 
 
 def judge(
-    objectives: Sequence[Objective], totals: Totals, workers: Workers, validity: Validity
+    objectives: Sequence[Objective],
+    totals: Totals,
+    workers: Workers,
+    validity: Validity,
+    errors: Sequence[ErrorClass] = (),
 ) -> Verdict:
     """Pass, fail or invalid. What makes a run invalid outweighs every objective.
 
     Without an objective for errors, one failed request fails the run, as Locust itself has it.
+    Where every request failed, neither their number nor the generator's pace says anything: the
+    fault is the reason.
     """
     invalid = _invalid(totals, workers, validity)
     if invalid:
         return Verdict(result="invalid", reasons=tuple(invalid), exit_code=EXIT_INVALID)
-    reasons = [
+    all_failed = 0 < totals.requests == totals.failed
+    reasons = [_first_fault(totals, errors)] if all_failed else []
+    reasons += [
         f"{each.name} is {_value(each)}, objective {each.bound}"
         for each in objectives
         if not each.met
     ]
-    if totals.failed and not any(each.name == "error ratio" for each in objectives):
+    watched = any(each.name == "error ratio" for each in objectives)
+    if totals.failed and not all_failed and not watched:
         reasons.append(f"{totals.failed} of {totals.requests} requests failed")
     if validity.grace and totals.unfinished:
         reasons.append(
@@ -202,7 +211,19 @@ def judge(
     return Verdict(result="pass", reasons=(), exit_code=EXIT_PASS)
 
 
+def _first_fault(totals: Totals, errors: Sequence[ErrorClass]) -> str:
+    text = f"all {totals.requests} requests failed"
+    return f"{text}, most of them so: {errors[0].name}: {errors[0].example}" if errors else text
+
+
 def _invalid(totals: Totals, workers: Workers, validity: Validity) -> list[str]:
+    reasons = _incomplete(workers, validity)
+    if totals.failed < totals.requests or not totals.requests:
+        reasons += _unmeasurable(totals, workers, validity)
+    return reasons
+
+
+def _incomplete(workers: Workers, validity: Validity) -> list[str]:
     reasons = []
     if workers.seen < workers.expected:
         reasons.append(f"only {workers.seen} of {workers.expected} workers came")
@@ -210,6 +231,11 @@ def _invalid(totals: Totals, workers: Workers, validity: Validity) -> list[str]:
         reasons.append(f"{workers.lost} of {workers.seen} workers were lost during the run")
     if validity.interrupted:
         reasons.append("the run was interrupted before its end")
+    return reasons
+
+
+def _unmeasurable(totals: Totals, workers: Workers, validity: Validity) -> list[str]:
+    reasons = []
     if totals.requests < validity.min_requests:
         few = f"only {totals.requests} requests ended, at least {validity.min_requests} are needed"
         reasons.append(few)

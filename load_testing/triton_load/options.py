@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import tempfile
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from triton_load import locust_bridge
 from triton_load.arrivals import ARRIVALS, SHAPES, Profile
 from triton_load.clients import CLIENTS
 from triton_load.errors import LoadTestError
@@ -18,7 +19,10 @@ DEFAULT_LAG_MS = 20.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add our options to Locust's parser."""
+    """Add our options to Locust's parser, and let it check where its own files shall be written."""
+    locust_bridge.check_option(parser, "--csv", _prefix)
+    locust_bridge.check_option(parser, "--html", _file)
+    locust_bridge.check_option(parser, "--json-file", lambda text: _file(f"{text}.json") and text)
     group = parser.add_argument_group("Triton", "what is sent, how load arrives, what is expected")
 
     def add(name: str, **words: Any) -> None:
@@ -27,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--data", metavar="FILE", default="", help="JSON with the input data; see README")
     add("--schema", metavar="FILE", default="", help="config.pbtxt to check the data against")
     add("--model", metavar="NAME", default="", help="model to ask; default: the schema's name")
-    add("--client", choices=CLIENTS, default="", help="how to ask: whole, stream, or gRPC")
+    add("--client", choices=CLIENTS, default="", help="whole, stream, gRPC or OpenAI's API")
     add("--grpc-host", metavar="HOST:PORT", default="", help="gRPC address for --client grpc")
     add("--rate", type=_above_zero, default=0.0, help="open loop: requests/s in all, at any cost")
     add("--arrival", choices=ARRIVALS, default="poisson", help="spacing of arrivals of --rate")
@@ -126,6 +130,9 @@ def read(parsed: Namespace) -> Options:
         raise LoadTestError("--data and --prompt-tokens exclude each other; give one")
     if parsed.ignore_eos and not parsed.max_tokens:
         raise LoadTestError("--ignore-eos needs --max-tokens: such an answer has no other end")
+    if named := [name for name in ("tags", "exclude_tags") if getattr(parsed, name, None)]:
+        option = f"--{named[0].replace('_', '-')}"
+        raise LoadTestError(f"{option} chooses among tasks, and a load test has one; leave it out")
     parameters: dict[str, Any] = {}
     if parsed.max_tokens:
         parameters["max_tokens"] = parsed.max_tokens
@@ -162,8 +169,30 @@ def _folder(text: str) -> str:
     place = Path(text or ".").absolute()
     while not place.exists():
         place = place.parent
-    if text and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise ArgumentTypeError(f"{place} is no folder that can be written to")
+    try:
+        if text:
+            tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ArgumentTypeError(f"{place} is no folder that can be written to") from error
+    return text
+
+
+def _file(text: str) -> str:
+    """A file that can be written, whether it is there already or not."""
+    place = Path(text).absolute()
+    try:
+        if place.exists():
+            place.open("a").close()
+    except OSError as error:
+        raise ArgumentTypeError(f"{place} is no file that can be written") from error
+    _folder(str(place.parent))
+    return text
+
+
+def _prefix(text: str) -> str:
+    """What Locust's CSV files begin with."""
+    for end in ("stats", "stats_history", "failures", "exceptions"):
+        _file(f"{text}_{end}.csv")
     return text
 
 

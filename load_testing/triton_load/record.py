@@ -205,7 +205,7 @@ class Totals:
         unfinished: Requests that were cut when the run ended; they are in no other number.
         duration: Seconds from the start of the first request to the end of the last.
         requests_per_second: Good requests over the duration.
-        output_tokens_per_second: Tokens over the duration.
+        output_tokens_per_second: Tokens over the duration; None when nobody counted any.
         goodput: Requests per second that met every duration objective.
     """
 
@@ -214,7 +214,7 @@ class Totals:
     unfinished: int
     duration: float
     requests_per_second: float
-    output_tokens_per_second: float
+    output_tokens_per_second: float | None
     goodput: float
 
 

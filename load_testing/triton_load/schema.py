@@ -65,6 +65,8 @@ class Model:
 def read_config(file: Path) -> Model:
     """Read a model's config.pbtxt; a model without `name` has that of its folder.
 
+    It may name no inputs: backends such as vLLM's fill them in, and only the server knows them.
+
     Raises:
         LoadTestError: There is none, or it is not a model's configuration.
     """
@@ -80,8 +82,6 @@ def read_config(file: Path) -> Model:
         text_format.Parse(text, config)
     except text_format.ParseError as error:
         raise LoadTestError(f"{file} is not a Triton config.pbtxt: {error}") from error
-    if not config.input:
-        raise LoadTestError(f"{file} names no input; a model to be tested needs at least one")
     names = model_config_pb2.DataType
     inputs = {
         item.name: Tensor(
@@ -104,35 +104,64 @@ def read_config(file: Path) -> Model:
     )
 
 
-def from_metadata(name: str, metadata: Mapping[str, Any]) -> Model:
-    """Read the server's answer to `GET /v2/models/NAME`.
+def from_metadata(
+    name: str, metadata: Mapping[str, Any], config: Mapping[str, Any] | None = None
+) -> Model:
+    """Read the server's answers to `GET /v2/models/NAME` and, where it gives one, to `/config`.
 
-    It does not say which inputs are optional or how large a batch may be: of a text model all are
-    optional, of others none is; a first dimension of -1 is taken as the batch.
+    Metadata alone do not say which inputs are optional or how large a batch may be: then all inputs
+    of a text model are optional, of others none is; a first dimension of -1 is taken as the batch.
 
     Raises:
         LoadTestError: It is not such an answer.
     """
     try:
         given = {item["name"]: item for item in metadata["inputs"]}
-        batched = bool(given) and all(item["shape"][:1] == [-1] for item in given.values())
-        text_model = {"user_message", "messages"} <= set(given)
+        batch = _batch(given, config)
+        optional = _optional(given, config)
         inputs = {
             key: Tensor(
                 name=key,
                 datatype=item["datatype"],
-                dims=tuple(item["shape"][1:] if batched else item["shape"]),
-                optional=text_model,
+                dims=tuple(item["shape"][1:] if batch else item["shape"]),
+                optional=key in optional,
             )
             for key, item in given.items()
         }
         outputs = tuple(item["name"] for item in metadata["outputs"])
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise LoadTestError(f"the server's metadata of {name} cannot be read: {error!r}") from error
     return Model(
         name=name,
-        batch=2**31 - 1 if batched else 0,
+        batch=batch,
         inputs=inputs,
         outputs=outputs,
         source=f"the server's metadata of {name}",
     )
+
+
+def of_openai(name: str) -> Model:
+    """A model that is asked by OpenAI's API, in the words of this project's text models."""
+    texts = ("user_message", "system_message", "messages", "prompt")
+    return Model(
+        name=name,
+        batch=1,
+        inputs={
+            text: Tensor(name=text, datatype="BYTES", dims=(1,), optional=True) for text in texts
+        },
+        outputs=("prompt_tokens", "completion_tokens"),
+        source="OpenAI's API",
+    )
+
+
+def _batch(given: Mapping[str, Any], config: Mapping[str, Any] | None) -> int:
+    if config and "max_batch_size" in config:
+        return int(config["max_batch_size"])
+    batched = bool(given) and all(item["shape"][:1] == [-1] for item in given.values())
+    return 2**31 - 1 if batched else 0
+
+
+def _optional(given: Mapping[str, Any], config: Mapping[str, Any] | None) -> set[str]:
+    if config and config.get("input"):
+        return {item["name"] for item in config["input"] if item.get("optional")}
+    return set(given) if {"user_message", "messages"} <= set(given) else set()

@@ -63,6 +63,42 @@ class Server:
             raise LoadTestError(f"'{model}' on {self._host} is not ready; wait until it is")
         return found
 
+    def config(self, model: str) -> dict[str, Any] | None:
+        """The configuration that a model runs with, or None where the server does not give it."""
+        status, answer = self._get(f"/v2/models/{model}/config")
+        try:
+            found = json.loads(answer) if status == 200 else None
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else None
+
+    def check_openai(self, path: str, model: str) -> None:
+        """Check that OpenAI's API is served under a path, with a model.
+
+        Raises:
+            LoadTestError: It is not, or has no such model, or wants a key.
+        """
+        status, answer = self._get(f"{path}/models")
+        if status in (401, 403):
+            raise LoadTestError(
+                f"{self._host} answers {status}; give its key with "
+                "--header 'Authorization: Bearer KEY'"
+            )
+        try:
+            known = [item["id"] for item in json.loads(answer)["data"]] if status == 200 else None
+        except (ValueError, KeyError, TypeError):
+            known = None
+        if known is None:
+            raise LoadTestError(
+                f"{self._host} answers {status} for {path}/models; is OpenAI's API there? Triton "
+                "itself has another port"
+            )
+        if model not in known:
+            raise LoadTestError(
+                f"OpenAI's API on {self._host} serves no model '{model}'; it serves "
+                f"{', '.join(known) or 'none'}"
+            )
+
     def ready(self, model: str) -> bool:
         """Whether a model is there and ready."""
         return self._get(f"/v2/models/{model}/ready")[0] == 200
@@ -113,6 +149,10 @@ def check_tcp(address: str) -> None:
         LoadTestError: It is no such address, or nothing listens there.
     """
     name, _, port = address.rpartition(":")
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]  # an IPv6 address
+    elif ":" in name:
+        raise LoadTestError(f"--grpc-host: put an IPv6 address in brackets, [{name}]:{port}")
     if not name or not port.isdigit():
         raise LoadTestError(f"--grpc-host must be HOST:PORT, not '{address}'")
     try:

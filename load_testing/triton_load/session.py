@@ -22,9 +22,12 @@ from triton_load import arrivals, clients, data, objectives, prompts
 from triton_load.errors import LoadTestError
 from triton_load.measure import Measurements, Outcome
 from triton_load.options import EXAMPLE, Options
-from triton_load.schema import from_metadata, read_config
+from triton_load.schema import Model, from_metadata, of_openai, read_config
 from triton_load.server import Server, check_tcp
 
+# A request that failed sooner is not repeated before: a user would ask again as fast as it is
+# refused, and the generator would end as what limits the run.
+_FAILED_SECONDS = 1.0
 _TIMER_SECONDS, _LONG_PAUSE_SECONDS = 0.0012, 0.02  # how late a timer is; when that is mended
 KEY = "triton_load"  # of the session in an environment, and of its reports between processes
 ACTIVE = (STATE_RUNNING, STATE_SPAWNING)
@@ -45,9 +48,7 @@ class Session:
         self.client = options.client or "infer"
         self.target = self._target()
         self.cases = self._cases()
-        if self.client == "stream":
-            for case in self.cases:
-                case.fields()
+        clients.check(self.client, self.cases)
         self.measurements = Measurements(objectives.limits(self.goals))
         self.generators = options.users
         self.in_flight = 0
@@ -73,26 +74,33 @@ class Session:
         name = options.model or (model.name if model else "")
         if not name:
             raise LoadTestError("which model? Give --schema FILE or --model NAME")
+        if self.client == "openai":
+            server.check_openai(clients.base_path(options.host), name)
+            return self._target_of(of_openai(name), stream=name)
         metadata = server.metadata(name)
-        if model is None:
-            model = from_metadata(name, metadata)
+        if model is None or not model.inputs:
+            model = from_metadata(name, metadata, server.config(name))
         stream = f"{name}_stream"
         if self.client == "stream" and not server.ready(stream):
             stream = name
-        target = clients.Target(
+        target = self._target_of(dataclasses.replace(model, name=name), stream=stream)
+        if self.client == "grpc":
+            check_tcp(options.grpc_host)
+            clients.check_grpc(target)
+        return target
+
+    def _target_of(self, model: Model, *, stream: str) -> clients.Target:
+        options = self.options
+        return clients.Target(
             host=options.host,
             grpc=options.grpc_host,
-            model=dataclasses.replace(model, name=name),
+            model=model,
             stream=stream,
             timeout=options.request_timeout,
             keep_alive=options.keep_alive,
             insecure=options.insecure,
             headers=options.headers,
         )
-        if self.client == "grpc":
-            check_tcp(options.grpc_host)
-            clients.check_grpc(target)
-        return target
 
     def _cases(self) -> tuple[data.Case, ...]:
         model, options = self.target.model, self.options
@@ -101,7 +109,8 @@ class Session:
             return (prompts.generated(options.prompt_tokens, model=model, source=source),)
         if not options.data and not model.is_text_model:
             raise LoadTestError(f"{model.name} is no text model; give what to send with --data")
-        found = data.read_cases(Path(options.data or EXAMPLE), model)
+        file, bodies = Path(options.data or EXAMPLE), self.client == "openai"
+        found = data.read_cases(file, model, bodies=bodies)
         return tuple(self._with_parameters(case) for case in found)
 
     def _with_parameters(self, case: data.Case) -> data.Case:
@@ -161,12 +170,16 @@ class Session:
     def repeat(self, user: Any, client: clients.Client, source: random.Random) -> None:
         """Send requests one after the other, with pauses, until Locust stops the user.
 
-        Users begin somewhere in a pause, or they would all ask at once and wait for each other.
+        Users begin somewhere in a pause, or they would all ask at once and wait for each other. One
+        whose request failed at once does not ask again before a second has passed.
         """
         self._pause(user, until=time.perf_counter() + source.random() * self.options.think_time)
         while not user.is_stopping:
-            self.ask(client, source)
-            self._pause(user, until=time.perf_counter() + self.options.think_time)
+            outcome = self.ask(client, source)
+            until = outcome.ended + self.options.think_time
+            if outcome.error is not None:
+                until = max(until, outcome.started + _FAILED_SECONDS)
+            self._pause(user, until=until)
 
     @staticmethod
     def _pause(user: Any, *, until: float, exact: bool = False) -> None:

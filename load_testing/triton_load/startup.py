@@ -93,7 +93,11 @@ def _lead(session: Session) -> None:
     environment.events.test_stopping.add_listener(lambda **_: verdict.note_stop(session))
     environment.events.quitting.add_listener(lambda **_: verdict.finish(session, quit_now))
     # After Locust's own tables, so that the verdict is the last thing one sees.
-    environment.events.quit.add_listener(lambda **_: print(session.last_words, flush=True))
+    # `--json` owns stdout.
+    told = sys.stderr if parsed.json else sys.stdout
+    environment.events.quit.add_listener(
+        lambda **_: print(session.last_words, file=told, flush=True)
+    )
     locust_bridge.end_csv_quietly()
     locust_bridge.on_crash(lambda: verdict.crash(session))
     if parsed.only_summary:

@@ -61,8 +61,14 @@ class GrpcUser(_LoadUser):
     client_kind = "grpc"
 
 
+class OpenAIUser(_LoadUser):
+    """Answers as streams by OpenAI's API."""
+
+    client_kind = "openai"
+
+
 USERS: dict[str, type[_LoadUser]] = {
-    user.client_kind: user for user in (InferUser, StreamUser, GrpcUser)
+    user.client_kind: user for user in (InferUser, StreamUser, GrpcUser, OpenAIUser)
 }
 
 

@@ -97,6 +97,7 @@ def _record(session: Session) -> record.Record:
         grace=session.grace,
     )
     started = session.started or time.time()
+    errors = counts.error_classes()
     return record.Record(
         name=options.run_name or session.target.model.name,
         started=started,
@@ -104,10 +105,10 @@ def _record(session: Session) -> record.Record:
         totals=totals,
         distributions={name: d for name, d in counts.distributions.items() if d.count},
         series=_series(session, started),
-        errors=counts.error_classes(),
+        errors=errors,
         workers=workers,
         objectives=found,
-        verdict=objectives.judge(found, totals, workers, validity),
+        verdict=objectives.judge(found, totals, workers, validity, errors),
     )
 
 

@@ -26,7 +26,7 @@ def follow(session: Session, runner: WorkerRunner) -> None:
         lambda data, **_: data.update({KEY: _report(session)})
     )
     environment.events.test_stop.add_listener(lambda **_: _end(session, runner))
-    environment.events.quitting.add_listener(lambda **_: _quit(environment, runner))
+    environment.events.quitting.add_listener(lambda **_: _quit(session, runner))
     gevent.spawn(_watch_master, environment, runner)
 
 
@@ -45,10 +45,13 @@ def _end(session: Session, runner: WorkerRunner) -> None:
     runner.send_message(KEY, _report(session))
 
 
-def _quit(environment: Environment, runner: WorkerRunner) -> None:
-    """A worker that is ended before its test is over must not look like one that is done."""
-    if runner.state in ACTIVE:
-        environment.process_exit_code = objectives.EXIT_INVALID
+def _quit(session: Session, runner: WorkerRunner) -> None:
+    """A worker that is ended before its test is over, or without one, must not look done.
+
+    So a Job whose other workers never found a place fails with it, instead of waiting for them.
+    """
+    if runner.state in ACTIVE or not session.began:
+        session.environment.process_exit_code = objectives.EXIT_INVALID
 
 
 def _watch_master(environment: Environment, runner: WorkerRunner) -> None:

@@ -44,7 +44,7 @@ if triton.exists():
                   "version": triton.read_text().strip()})
 elif triton.parent.exists():
     sys.path.insert(0, "/opt/triton_hf")
-    from embedded_triton.server import TRITON_VERSION
+    from embedded_triton.fetch import TRITON_VERSION
     parts.append({"kind": "generic", "name": "tritonserver", "version": TRITON_VERSION})
 print(json.dumps(parts))
 """

@@ -1,6 +1,6 @@
 """Builds an image, server or load test: docker where an engine answers, else buildah.
 
-Usage: python3 -m tools.image_build --tag NAME[:TAG] [--target light|full|load] [--push REF]
+Usage: python3 -m tools.image_build --tag NAME[:TAG] [--target light|full|vllm|load] [--push REF]
 
 Where the default base image cannot be pulled, a base is made first: Debian 12, and for the server
 the Triton of the PyPI package nvidia-pytriton in the layout of NVIDIA's image. What did not change
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded_triton.server import TRITON_VERSION
+from embedded_triton.fetch import TRITON_VERSION
 from tools.image_build.bases import ensure_cpu_base, ensure_debian_base
 from tools.image_build.engine import Tool
 from tools.image_build.network import network_options
@@ -30,6 +30,7 @@ LOAD_BASE = "python:3.11-slim-bookworm"
 INPUTS = (
     *("Dockerfile", "install-packages", "requirements.txt", "requirements-light.txt"),
     *("triton-hf", "triton_hf", "install-compiler", "triton_native", "triton_openai"),
+    *("requirements-vllm-cpu.txt", "requirements-vllm-cuda.txt"),
 )
 LOAD_INPUTS = ("Dockerfile", "requirements.txt", "locustfile.py", "example", "triton_load")
 
@@ -158,7 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python3 -m tools.image_build", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--target", choices=("light", "full", "load"), default="full")
+    parser.add_argument("--target", choices=("light", "full", "vllm", "load"), default="full")
     parser.add_argument("--tag", metavar="NAME[:TAG]")
     parser.add_argument("--base-image", metavar="REF", help=f"default {DEFAULT_BASE}, {LOAD_BASE}")
     parser.add_argument("--cpu", action="store_true", help="make and use the CPU base")

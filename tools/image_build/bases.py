@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from embedded_triton.server import TRITON_VERSION, EmbeddedError, ensure_wheel, unpack
+from embedded_triton.fetch import TRITON_VERSION, EmbeddedError, ensure_wheel, unpack
 from tools.image_build.engine import Tool
 from tools.image_build.shell import EXIT_MISSING, PROGRESS, BuildError, run
 from tools.place import ROOT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedded_triton.server import TRITON_VERSION
+from embedded_triton.fetch import TRITON_VERSION
 from tools.image_build import __main__ as build
 from tools.image_build import engine, network, shell
 from tools.place import ROOT

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.engine.systems.base import Answer, Prompt, UnavailableError
 from benchmarks.engine.systems.http_client import Request, ask_all
-from embedded_triton.server import EmbeddedError, Server, ensure_tree, running_server
+from embedded_triton.fetch import EmbeddedError, ensure_tree
+from embedded_triton.server import Server, running_server
 from tools.demo_model import REPOSITORY, LocalModel
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec

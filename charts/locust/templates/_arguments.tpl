@@ -52,3 +52,9 @@
 - --exporter-port={{ int .Values.metrics.port }}
 {{- end }}
 {{- end -}}
+
+{{/* Seconds of the longest run that the values allow, with waiting, stopping and lingering. */}}
+{{- define "locust.life" -}}
+{{- add .Values.run.durationSeconds .Values.run.stopSeconds .Values.master.waitForWorkersSeconds
+    .Values.target.waitSeconds (.Values.webUI.enabled | ternary .Values.webUI.lingerSeconds 0) -}}
+{{- end -}}

@@ -29,7 +29,8 @@ revision has objects of its own. At most 21 characters.
 {{/* Selector of one component of this run. Argument: (list $ "component"). */}}
 {{- define "locust.selectorLabels" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ $root.Chart.Name }}
+{{- /* Servers admit load tests by this name; Chart.Name would be the alias in a parent chart. */}}
+app.kubernetes.io/name: locust
 app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 triton-load/run: {{ include "locust.run" $root }}
@@ -84,4 +85,14 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{/* Name of the Service whose addresses are the server's ready pods. */}}
 {{- define "locust.replicasName" -}}
 {{- printf "%s-servers" (include "locust.runName" .) -}}
+{{- end -}}
+
+{{/* Annotations of an object, with their key; nothing without any. Argument: (list $ own...), later ones win. */}}
+{{- define "locust.annotations" -}}
+{{- $annotations := deepCopy (index . 0).Values.commonAnnotations -}}
+{{- range rest . }}{{ $annotations = merge (dict) . $annotations }}{{ end -}}
+{{- with $annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}

@@ -5,10 +5,15 @@
 - to:
     {{- toYaml . | nindent 4 }}
   ports:
-    - port: 53
+    {{- range $policy.dnsPorts }}
+    - port: {{ int . }}
       protocol: UDP
-    - port: 53
+    - port: {{ int . }}
       protocol: TCP
+    {{- end }}
+{{- end }}
+{{- with $policy.extraEgress }}
+{{ toYaml . }}
 {{- end }}
 {{- with $policy.target }}
 - to:

@@ -1,12 +1,32 @@
+{{/* Security context of all pods or containers, as YAML; OpenShift chooses ids itself. Argument: (list $ context). */}}
+{{- define "locust.securityContext" -}}
+{{- $context := index . 1 -}}
+{{- if (index . 0).Values.openshift.enabled -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" "supplementalGroups" -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
 {{/* Text of a value of any type, without the exponent that Go gives to large numbers. */}}
 {{- define "locust.scalar" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
-{{/* Environment from a map of name -> text or {valueFrom}. A map, so that no name comes twice. */}}
+{{/*
+Environment as a YAML list, from lists of {name, ...} and maps of name -> text or {valueFrom}. A name that
+comes again replaces the earlier one, so that no name comes twice.
+*/}}
 {{- define "locust.env" -}}
-{{- range $name, $value := . }}
-- name: {{ $name }}
+{{- $env := dict -}}
+{{- range . -}}
+{{- if kindIs "map" . -}}
+{{- $env = merge (dict) . $env -}}
+{{- else -}}
+{{- range . }}{{ $_ := set $env .name (hasKey . "valueFrom" | ternary (pick . "valueFrom") .value) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := $env }}
+- name: {{ $name | quote }}
 {{- if kindIs "map" $value }}
   {{- toYaml $value | nindent 2 }}
 {{- else }}
@@ -34,7 +54,22 @@ nodeAffinity:
 {{- define "locust.job" -}}
 backoffLimit: 0
 activeDeadlineSeconds: {{ int .Values.jobs.deadlineSeconds }}
-{{- if not (kindIs "invalid" .Values.jobs.ttlSecondsAfterFinished) }}
+{{ include "locust.job.kept" . -}}
+{{- end -}}
+
+{{/*
+The same for workers. Where none of them finds a node, nobody tells their Job that the test is over: it
+ends by itself once no test can go on, 10 minutes after the longest one that its values allow.
+*/}}
+{{- define "locust.job.workers" -}}
+backoffLimit: 0
+activeDeadlineSeconds: {{ min (int .Values.jobs.deadlineSeconds) (add (include "locust.life" .) 600) }}
+{{ include "locust.job.kept" . -}}
+{{- end -}}
+
+{{/* How long a finished Job is kept. */}}
+{{- define "locust.job.kept" -}}
+{{- if not (or .Values.jobs.keepFinished (kindIs "invalid" .Values.jobs.ttlSecondsAfterFinished)) }}
 ttlSecondsAfterFinished: {{ int .Values.jobs.ttlSecondsAfterFinished }}
 {{- end }}
 {{- end -}}
@@ -51,6 +86,24 @@ imagePullSecrets:
 {{- end }}
 {{- with .Values.podSecurityContext }}
 securityContext:
+  {{- include "locust.securityContext" (list $ .) | nindent 2 }}
+{{- end }}
+{{- with .Values.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.extraInitContainers }}
+initContainers:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with include "locust.affinity" . }}
@@ -76,7 +129,7 @@ image: {{ include "locust.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- with .Values.securityContext }}
 securityContext:
-  {{- toYaml . | nindent 2 }}
+  {{- include "locust.securityContext" (list $ .) | nindent 2 }}
 {{- end }}
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end -}}

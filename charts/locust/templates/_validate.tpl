@@ -5,7 +5,8 @@ gives nothing.
 */}}
 {{- define "locust.validate" -}}
 {{- $faults := print (include "locust.validate.sources" .) (include "locust.validate.options" .)
-    (include "locust.validate.capacity" .) (include "locust.validate.access" .) -}}
+    (include "locust.validate.capacity" .) (include "locust.validate.access" .)
+    (include "locust.validate.words" .) -}}
 {{- with regexReplaceAll "\n  +" $faults " " | trim -}}
 {{- fail (print "\n" .) -}}
 {{- end -}}
@@ -43,8 +44,7 @@ gives nothing.
 - run.options.{{ $name }} is set by the chart: set {{ . }} instead.
 {{- end }}
 {{- end }}
-{{- $life := add .Values.run.durationSeconds .Values.run.stopSeconds .Values.master.waitForWorkersSeconds
-    .Values.target.waitSeconds (.Values.webUI.enabled | ternary .Values.webUI.lingerSeconds 0) }}
+{{- $life := include "locust.life" . | int64 }}
 {{- if and (gt $life (int64 .Values.jobs.deadlineSeconds)) (not .Values.capacity.enabled) }}
 - jobs.deadlineSeconds ({{ int .Values.jobs.deadlineSeconds }}) ends the Jobs before the run can end
   ({{ $life }} s with waiting, stopping and lingering): raise it.
@@ -79,6 +79,19 @@ gives nothing.
 {{- end }}
 {{- if .Values.webUI.enabled }}
 - capacity.enabled makes many runs, which have no page: unset webUI.enabled.
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Words of other charts, which mean something that has another name here. */}}
+{{- define "locust.validate.words" -}}
+{{- range $path, $ours := .Files.Get "files/words.json" | fromJson }}
+{{- $at := $.Values }}
+{{- range splitList "." $path }}
+{{- if kindIs "map" $at }}{{ $at = get $at . }}{{ else }}{{ $at = "" }}{{ end }}
+{{- end }}
+{{- if ne (toString $at) "" }}
+- {{ $path }} has another name in this chart: set {{ $ours }} instead.
 {{- end }}
 {{- end }}
 {{- end -}}

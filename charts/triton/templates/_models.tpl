@@ -1,14 +1,25 @@
+{{/* The models that are not switched off, by name, as JSON. */}}
+{{- define "triton.models" -}}
+{{- $models := dict -}}
+{{- range $name, $model := .Values.models -}}
+{{- if dig "enabled" true $model }}{{ $_ := set $models $name $model }}{{ end -}}
+{{- end -}}
+{{- $models | toJson -}}
+{{- end -}}
+
 {{/* The models as JSON, as `triton-hf sync --spec` reads them; parameters are text, as in config.pbtxt. */}}
 {{- define "triton.models.spec" -}}
 {{- $models := dict -}}
 {{- $known := .Files.Get "files/engines.json" | fromJson -}}
-{{- range $name, $model := .Values.models -}}
+{{- range $name, $model := include "triton.models" . | fromJson -}}
 {{- $spec := dict "engine" ($model.engine | default $known.default) -}}
 {{- with $model.repository }}{{ $_ := set $spec "repository" . }}{{ end -}}
+{{- with $model.task }}{{ $_ := set $spec "task" . }}{{ end -}}
 {{- with $model.revision }}{{ $_ := set $spec "revision" . }}{{ end -}}
 {{- $_ := set $spec "parameters" (dict) -}}
 {{- range $key, $value := $model.parameters -}}
-{{- $_ := set $spec.parameters $key (include "triton.scalar" $value) -}}
+{{- $text := kindIs "map" $value | ternary (toJson $value) (include "triton.scalar" $value) -}}
+{{- $_ := set $spec.parameters $key $text -}}
 {{- end -}}
 {{- $_ := set $models $name $spec -}}
 {{- end -}}

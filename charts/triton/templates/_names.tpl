@@ -87,3 +87,13 @@ app.kubernetes.io/part-of: triton-on-kubernetes
 {{- define "triton.adminSecretName" -}}
 {{- .Values.server.restrictedApis.existingSecret | default (printf "%s-admin" (include "triton.fullname" .)) -}}
 {{- end -}}
+
+{{/* Annotations of an object, with their key; nothing without any. Argument: (list $ own...), later ones win. */}}
+{{- define "triton.annotations" -}}
+{{- $annotations := deepCopy (index . 0).Values.commonAnnotations -}}
+{{- range rest . }}{{ $annotations = merge (dict) . $annotations }}{{ end -}}
+{{- with $annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}

@@ -4,10 +4,12 @@
 - to:
     {{- toYaml . | nindent 4 }}
   ports:
-    - port: 53
+    {{- range $.Values.networkPolicy.dnsPorts }}
+    - port: {{ int . }}
       protocol: UDP
-    - port: 53
+    - port: {{ int . }}
       protocol: TCP
+    {{- end }}
 {{- end -}}
 {{- end -}}
 
@@ -18,9 +20,9 @@ model-sync is told in its environment.
 {{- define "triton.networkPolicy.hubPorts" -}}
 {{- $ports := list -}}
 {{- range .Values.networkPolicy.hub.ports }}{{ $ports = append $ports (int .) }}{{ end -}}
-{{- range $name, $value := .Values.modelSync.extraEnv -}}
-{{- if and (has (upper $name) (list "HTTP_PROXY" "HTTPS_PROXY" "ALL_PROXY")) (kindIs "string" $value) -}}
-{{- with regexFind ":[0-9]+/?$" $value }}{{ $ports = append $ports (int (trimAll ":/" .)) }}{{ end -}}
+{{- range include "triton.env" (list .Values.modelSync.extraEnv) | fromYamlArray -}}
+{{- if has (upper .name) (list "HTTP_PROXY" "HTTPS_PROXY" "ALL_PROXY") -}}
+{{- with regexFind ":[0-9]+/?$" (.value | default "") }}{{ $ports = append $ports (int (trimAll ":/" .)) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.huggingface.endpoint -}}

@@ -1,3 +1,12 @@
+{{/* Security context of all pods or containers, as YAML; OpenShift chooses ids itself. Argument: (list $ context). */}}
+{{- define "triton.securityContext" -}}
+{{- $context := index . 1 -}}
+{{- if (index . 0).Values.openshift.enabled -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" "supplementalGroups" -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
 {{/* What all pods of the release share: identity and rights. */}}
 {{- define "triton.pod.common" -}}
 serviceAccountName: {{ include "triton.serviceAccountName" . }}
@@ -12,6 +21,20 @@ imagePullSecrets:
 {{- end }}
 {{- with .Values.podSecurityContext }}
 securityContext:
+  {{- include "triton.securityContext" (list $ .) | nindent 2 }}
+{{- end }}
+{{- with .Values.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
@@ -23,14 +46,25 @@ image: {{ index . 1 | default (include "triton.image" $root) | quote }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 {{- with $root.Values.securityContext }}
 securityContext:
-  {{- toYaml . | nindent 2 }}
+  {{- include "triton.securityContext" (list $root .) | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* Environment from a map of name -> text or {valueFrom}. A map, so that no name comes twice. */}}
+{{/*
+Environment as a YAML list, from lists of {name, ...} and maps of name -> text or {valueFrom}. A name that
+comes again replaces the earlier one, so that no name comes twice.
+*/}}
 {{- define "triton.env" -}}
-{{- range $name, $value := . }}
-- name: {{ $name }}
+{{- $env := dict -}}
+{{- range . -}}
+{{- if kindIs "map" . -}}
+{{- $env = merge (dict) . $env -}}
+{{- else -}}
+{{- range . }}{{ $_ := set $env .name (hasKey . "valueFrom" | ternary (pick . "valueFrom") .value) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := $env }}
+- name: {{ $name | quote }}
 {{- if kindIs "map" $value }}
   {{- toYaml $value | nindent 2 }}
 {{- else }}

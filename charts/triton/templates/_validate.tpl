@@ -7,7 +7,8 @@ gives nothing.
 {{- $faults := print (include "triton.validate.models" .) (include "triton.validate.store" .)
     (include "triton.validate.rollout" .) (include "triton.validate.scaling" .)
     (include "triton.validate.routes" .) (include "triton.validate.access" .)
-    (include "triton.validate.monitoring" .) -}}
+    (include "triton.validate.monitoring" .)
+    (include "triton.validate.words" .) -}}
 {{- with regexReplaceAll "\n  +" $faults " " | trim -}}
 {{- fail (print "\n" .) -}}
 {{- end -}}
@@ -15,12 +16,12 @@ gives nothing.
 
 {{/* Faults in the models. */}}
 {{- define "triton.validate.models" -}}
-{{- if not .Values.models }}
+{{- if not (include "triton.models" . | fromJson) }}
 - models is empty: name at least one model.
 {{- end }}
 {{- $known := .Files.Get "files/engines.json" | fromJson }}
 {{- $routes := dict }}
-{{- range $name, $model := .Values.models }}
+{{- range $name, $model := include "triton.models" . | fromJson }}
 {{- $engine := $model.engine | default $known.default }}
 {{- $needs := (get $known.engines $engine).repository }}
 {{- if and $needs (not $model.repository) }}
@@ -29,9 +30,19 @@ gives nothing.
 {{- if and (not $needs) (or $model.repository $model.revision) }}
 - models.{{ $name }} is {{ $engine }} and downloads nothing: remove its repository and revision.
 {{- end }}
+{{- $tasks := (get $known.engines $engine).tasks }}
+{{- if and $model.task (not (hasKey $tasks $model.task)) }}
+{{- $computed := keys $tasks | sortAlpha | join ", " }}
+- models.{{ $name }}.task is {{ $model.task }}, and the engine {{ $engine }} computes {{ $computed }}.
+{{- end }}
+{{- $taken := list }}
+{{- range $task, $parameters := $tasks }}
+{{- if or (not $model.task) (eq $task $model.task) }}{{ $taken = concat $taken $parameters }}{{ end }}
+{{- end }}
+{{- $taker := printf "%s%s" $engine (empty $model.task | ternary "" (printf " for the task %s" $model.task)) }}
 {{- range $parameter, $_ := $model.parameters }}
-{{- if not (has $parameter (get $known.engines $engine).parameters) }}
-- models.{{ $name }}.parameters.{{ $parameter }} is no parameter of the engine {{ $engine }}: remove it.
+{{- if not (has $parameter $taken) }}
+- models.{{ $name }}.parameters.{{ $parameter }} is no parameter of the engine {{ $taker }}: remove it.
 {{- end }}
 {{- end }}
 {{- $route := include "triton.httpRoute.name" (list $ $name) }}
@@ -132,7 +143,7 @@ gives nothing.
 - ingress.extraHosts come on top of ingress.host, which is not set and takes every name: set it.
 {{- end }}
 {{- if and $route.enabled $timeout (ne $timeout "0s") }}
-{{- range $name, $model := .Values.models }}
+{{- range $name, $model := include "triton.models" . | fromJson }}
 {{- $parameters := $model.parameters | default dict }}
 {{- $wait := hasKey $parameters "max_queue_seconds" | ternary (get $parameters "max_queue_seconds") 50 | float64 }}
 {{- if or (le $wait 0.0) (le (include "triton.milliseconds" $timeout | float64) (mulf $wait 1000)) }}
@@ -163,8 +174,25 @@ gives nothing.
 {{- end }}
 {{- end -}}
 
+{{/* Words of other charts, which mean something that has another name here. */}}
+{{- define "triton.validate.words" -}}
+{{- range $path, $ours := .Files.Get "files/words.json" | fromJson }}
+{{- $at := $.Values }}
+{{- range splitList "." $path }}
+{{- if kindIs "map" $at }}{{ $at = get $at . }}{{ else }}{{ $at = "" }}{{ end }}
+{{- end }}
+{{- if ne (toString $at) "" }}
+- {{ $path }} has another name in this chart: set {{ $ours }} instead.
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Faults in monitoring. */}}
 {{- define "triton.validate.monitoring" -}}
+{{- if and .Values.tracing.endpoint .Values.networkPolicy.enabled (not .Values.tracing.to) }}
+- tracing.endpoint is set and tracing.to is empty, so the network policy lets no trace out: name the pods or
+  addresses of the collector there.
+{{- end }}
 {{- $alerts := regexFindAll "alert: \\w+" (.Files.Get "files/rules/alerts.yaml") -1 }}
 {{- range .Values.metrics.rules.disabled }}
 {{- if not (has (print "alert: " .) $alerts) }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ import pytest
 from embedded_triton.server import running_server
 from lib.pooling_models import Pooled, write_store
 from lib.triton_client import Client
+from tools import vllm_environment
 from tools.demo_model import REPOSITORY
 from tools.hub_mirror.repositories import populate
 from tools.hub_mirror.server import HubServer, running_hub
@@ -78,22 +80,46 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def smollm2(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+ENGINES = {
+    "transformers": {"dtype": "float32", "device": "cpu", "slots": "4"},
+    "vllm": {"dtype": "float32", "slots": "4"},
+}
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def smollm2(
+    request: pytest.FixtureRequest, hub: HubServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
     """A server with the real SmolLM2-135M-Instruct, downloaded from the mirror at load."""
-    folder = tmp_path_factory.mktemp("smollm2")
+    with serving_smollm2(
+        hub, tmp_path_factory.mktemp("smollm2"), engine=request.param, **ENGINES[request.param]
+    ) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def serving_smollm2(
+    hub: HubServer, folder: Path, *, engine: str, **parameters: str
+) -> Iterator[Client]:
+    """A server with SmolLM2; skips the test where the environment of engine vllm is missing."""
+    if engine == "vllm" and (reason := vllm_environment.missing()):
+        pytest.skip(reason)
     write_model(
         folder / "models",
-        ModelSpec(
-            name="smollm2",
-            repository=REPOSITORY,
-            parameters={"dtype": "float32", "device": "cpu", "slots": "4"},
-        ),
+        ModelSpec(name="smollm2", engine=engine, repository=REPOSITORY, parameters=parameters),
     )
-    arguments = [f"--model-repository={folder / 'models'}"]
-    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
+    environment = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "TERMINATION_LOG": str(folder / "termination-log"),
+    }
     with running_server(
-        arguments=arguments, workdir=folder, environment=environment, wait_seconds=400
+        arguments=[f"--model-repository={folder / 'models'}"],
+        workdir=folder,
+        environment=environment,
+        packages=vllm_environment.site_packages() if engine == "vllm" else None,
+        wait_seconds=400,
     ) as server:
         yield Client(server)
 
@@ -109,4 +135,4 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooled]:
         environment={"TRITON_HF_STORE": str(root / "store"), "HF_HUB_OFFLINE": "1"},
         wait_seconds=400,
     ) as server:
-        yield Pooled(client=Client(server), embedder=embedder, ranker=ranker)
+        yield Pooled(store=root / "store", client=Client(server), embedder=embedder, ranker=ranker)

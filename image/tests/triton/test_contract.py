@@ -335,9 +335,27 @@ def test_metrics_are_exact_after_success_and_failure(simulated: Client) -> None:
 
 @pytest.mark.parametrize("model", ["quick", "tight"])
 def test_every_series_exists_from_the_start(simulated: Client, model: str) -> None:
-    from triton_hf.metrics import FAMILIES
+    from triton_hf.metrics import FAMILIES, ROUTER_GAUGES
 
     found = simulated.metrics(model)
     for family in FAMILIES:
         shown = any(name.startswith(family.name) for name in found)
         assert shown or family.optional, family.name
+    assert found.keys() >= ROUTER_GAUGES.keys()
+
+
+def test_the_gauges_of_routers_repeat_ours(simulated: Client) -> None:
+    running = simulated.open_stream("tight", user_message="a b", max_tokens=1500)
+    next(running.events())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(simulated.generate, "tight", user_message="b", max_tokens=1)
+
+        def shown() -> None:
+            now = simulated.metrics("tight")
+            assert now["vllm:num_requests_running"] == now["triton_hf_requests_running"] == 1
+            assert now["vllm:num_requests_waiting"] == now["triton_hf_requests_waiting"] == 1
+            assert now["vllm:kv_cache_usage_perc"] == now["triton_hf_kv_cache_usage_ratio"] > 0
+
+        eventually(shown)
+        running.close()
+        assert waiting.result()[0] == 200

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from embedded_triton.server import EmbeddedError, Server, free_ports, is_ready, running_server
+from embedded_triton.fetch import EmbeddedError
+from embedded_triton.server import Server, free_ports, is_ready, running_server
 from lib.triton_client import Client, eventually
 from triton_hf.errors import EXIT_ENGINE
 from triton_hf.models.repository import write_model

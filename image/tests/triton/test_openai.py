@@ -257,7 +257,7 @@ def test_a_body_that_is_no_request_is_400(api: Api, body: bytes, words: bytes) -
 
 def test_a_body_that_is_too_long_is_413_and_a_wrong_path_404(api: Api) -> None:
     assert api.post("/chat/completions", b" " * (9 * 1024 * 1024))[0] == 413
-    status, answer, _ = api.post("/embeddings", {})
+    status, answer, _ = api.post("/moderations", {})
     assert (status, msgspec.json.decode(answer)["error"]["code"]) == (404, "not_found")
 
 

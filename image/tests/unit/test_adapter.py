@@ -118,6 +118,34 @@ def test_a_client_that_cannot_be_answered_stops_no_other_answers(adapters) -> No
 
 
 @pytest.mark.parametrize(
+    ("flag", "texts"), [({}, ["abc"]), ({"alone": True}, ["a", "b", "c"])], ids=["merged", "alone"]
+)
+def test_tokens_that_wait_for_triton_are_merged_unless_each_shall_be_alone(
+    adapters, flag, texts
+) -> None:
+    held = threading.Event()
+
+    class Slow(Client):
+        def send(self, response: Any, flags: int) -> None:
+            held.wait(30)
+
+    client, sender = Client(), adapters.stream._Sender()
+    token = {"id": 1, "prompt_tokens": 1, "completion_tokens": 1, **flag}
+    sender.put(Slow().responder, {**token, "id": 2, "text": "x"})
+    for text in ("a", "b"):
+        sender.put(client.responder, {**token, "text": text})
+    sender.put(client.responder, {**token, "text": "c", "finish_reason": "stop"})
+    held.set()
+    sender.stop()
+    got = [client.got.get_nowait() for _ in texts]
+    assert client.got.empty()
+    assert [dict(response)["text_output"] for response, _ in got] == [
+        [[text.encode()]] for text in texts
+    ]
+    assert [flags for _, flags in got][-1] == FINAL
+
+
+@pytest.mark.parametrize(
     ("asking", "pause"), [(0.0, 0.05), (0.002, 0.05), (0.005, 0.1), (1.0, 0.2)]
 )
 def test_clients_are_asked_for_often_while_that_costs_little(asking, pause) -> None:

@@ -157,3 +157,14 @@ def test_one_request_follows_one_thing() -> None:
         parse_sampling('{"json_schema": "{}", "regex": "a"}', GenerationDefaults())
     with pytest.raises(RequestError, match="'ignore_eos' and 'regex' contradict"):
         parse_sampling('{"ignore_eos": true, "regex": "a"}', GenerationDefaults())
+
+
+def test_a_string_of_bounded_length_has_no_control_characters(engine: TransformersEngine) -> None:
+    import xgrammar
+
+    schema = json.dumps({"type": "string", "minLength": 1, "maxLength": 3})
+    how = Sampling(guide=("json_schema", schema))
+    compiled = engine.encode((Message(role="user", content="go"),), how).guide
+    for text, good in (('"ab"', True), ('"é"', True), ('"a\x1c"', False), ('"abcd"', False)):
+        matcher = xgrammar.GrammarMatcher(compiled)
+        assert (matcher.accept_string(text) and matcher.is_completed()) == good, text

@@ -14,6 +14,7 @@ import transformers
 from tokenizers import Tokenizer, models
 
 from triton_hf.compute.model_files import ModelFiles, plain_config
+from triton_hf.engines.text import end_tokens
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -103,3 +104,32 @@ def test_plain_files_are_read_without_the_compiler_of_torch(tmp_path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ({"eos_token_id": [1, 5]}, {}, {1, 5, 2}),
+        ({"eos_token_id": 5}, {"eos_token_id": 7}, {5, 2}),
+        (None, {"eos_token_id": [5, 6]}, {5, 6, 2}),
+        (None, {"eos_token_id": 5}, {5, 2}),
+        (None, {"eos_token_id": None}, {2}),
+    ],
+)
+def test_the_end_tokens_of_every_file_that_transformers_reads_count(
+    generation, config, ends, tmp_path
+) -> None:
+    """generation_config.json stands above config.json, as for `generate`; the tokenizer adds."""
+    write(tmp_path, PLAIN["llama"]())
+    words = Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "</s>": 2}, unk_token="<s>"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    if generation is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(generation), encoding="utf-8")
+    raw = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **config}), encoding="utf-8")
+    files = ModelFiles(tmp_path)
+    assert end_tokens(files.generation_config, files.tokenizer) == ends

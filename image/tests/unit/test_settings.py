@@ -74,7 +74,7 @@ def test_bad_parameter_is_named(parameters: dict[str, str], words: str) -> None:
     ("parameters", "words"),
     [
         ({}, "'repo_id' is missing"),
-        ({"engine": "vllm"}, "'engine' must be one of transformers, simulated"),
+        ({"engine": "vlm"}, "'engine' must be one of auto, transformers, vllm, simulated"),
         ({"engine": "simulated", "repo_id": "a/b"}, "unknown parameter 'repo_id'"),
         (
             {"engine": "simulated", "tokens_per_second": "1", "inter_token_ms": "1"},

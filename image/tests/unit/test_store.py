@@ -131,7 +131,7 @@ def test_a_generation_holds_weights_and_repository_and_its_marker(sync: Sync) ->
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     parameters = string_parameters(read_config(sync.store / "repository/1/m/config.pbtxt"))
     assert parameters == {
-        "engine": "transformers", "repo_id": OPEN, "revision": COMMIT, "slots": "4",
+        "engine": "auto", "repo_id": OPEN, "revision": COMMIT, "slots": "4",
     }  # fmt: skip
     assert (sync.store / "repository/1/s/1/model.py").is_file()
     assert json.loads(marker_path(sync.store, "1").read_text())["models"] == {"m": COMMIT}
@@ -387,6 +387,29 @@ def test_only_the_weights_that_a_load_reads_are_downloaded(sync: Sync) -> None:
             "org/odd lacks gone.st, which model.safetensors.index.json names",
         ),
         ({"config.json": "{"}, "org/odd has a config.json that is not JSON"),
+        (
+            {"config.json": {"model_type": "bert", "architectures": ["BertForMaskedLM"]}},
+            "org/odd is an encoder (BertForMaskedLM), which generates no text; 'task: embed'",
+        ),
+        (
+            {"config.json": {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}},
+            "org/odd keeps a recurrent state (mamba)",
+        ),
+        (
+            {"config.json": {}, "modules.json": [{"idx": 0, "path": "", "type": "x.CNN"}]},
+            "org/odd cannot be served: modules.json has a module 'CNN'",
+        ),
+        (
+            {
+                "config.json": {},
+                "modules.json": [
+                    {"idx": 0, "path": "", "type": "x.Transformer"},
+                    {"idx": 1, "path": "1_Pooling", "type": "x.Pooling"},
+                    {"idx": 2, "path": "2_Dense", "type": "x.Dense"},
+                ],
+            },
+            "org/odd lacks 2_Dense/model.safetensors, which modules.json names",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_a_weight_is_downloaded(
@@ -395,6 +418,50 @@ def test_what_cannot_be_served_is_refused_before_a_weight_is_downloaded(
     models = repository(sync.hub, "org/odd", **files, **{"model.safetensors": "w"})
     sync.fails(models, EXIT_NOT_FOUND, words)
     assert not [path for _, path, _ in sync.hub.requests if path.endswith(".safetensors")]
+
+
+def test_an_engine_that_loads_all_gets_quantised_weights(sync: Sync) -> None:
+    config = {"quantization_config": {"quant_method": "gptq"}}
+    files = {"config.json": config, "model.safetensors": "w"}
+    models = repository(sync.hub, "org/quantised", **files)
+    status, output = sync.run({"m": {**models["m"], "engine": "vllm"}}, "1")
+    assert status == 0, output
+
+
+EMBEDDER = {
+    "config.json": {"model_type": "bert", "architectures": ["BertModel"]},
+    "modules.json": [
+        {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ],
+    "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+    "2_Dense/config.json": {},
+    "2_Dense/model.safetensors": "d",
+    "2_Dense/pytorch_model.bin": "not loaded",
+    "onnx/model.onnx": "not loaded",
+    "model.safetensors": "w",
+}
+
+
+def test_the_task_is_found_in_the_files_and_only_what_it_loads_is_downloaded(sync: Sync) -> None:
+    models = repository(sync.hub, "org/embedder", **EMBEDDER)
+    status, output = sync.run(models, "1")
+    assert status == 0, output
+    config = read_config(sync.store / "repository" / "1" / "m" / "config.pbtxt")
+    assert string_parameters(config)["task"] == "embed"
+    assert [output.name for output in config.output] == ["embedding", "prompt_tokens"]
+    (folder,) = (sync.store / "weights" / "org--embedder").iterdir()
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {name for name in EMBEDDER if "not loaded" not in str(EMBEDDER[name])}
+
+
+def test_parameters_of_another_task_than_the_one_found_are_named(sync: Sync) -> None:
+    models = repository(sync.hub, "org/embedder", **EMBEDDER)
+    wrong = {"m": {**models["m"], "parameters": {"top_p": "1"}}}
+    sync.fails(wrong, EXIT_USAGE, "model 'm': unknown parameter 'top_p'; the task embed knows")
+    stated = {"m": {**models["m"], "task": "rank"}}
+    sync.fails(stated, EXIT_NOT_FOUND, "has no head for sequence classification (BertModel)")
 
 
 def test_a_short_commit_is_told_to_be_written_in_full(sync: Sync) -> None:

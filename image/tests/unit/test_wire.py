@@ -63,6 +63,24 @@ def test_a_pace_merges_tokens_of_many_streams(line: Any) -> None:
     assert len(played(line, streams=8, pace=200.0)) < 160
 
 
+def test_without_a_pace_every_token_is_alone_however_slow_the_reader_is(line: Any) -> None:
+    near, far = line
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # nothing goes while nobody reads
+    outbox = wire.Outbox(near, on_broken=lambda: None)
+    for count in range(1, 501):
+        for number in (1, 2):
+            outbox.put(token(number, count))
+    read: list[dict[str, Any]] = []
+    reader = threading.Thread(target=lambda: read.extend(wire.read_messages(far)))
+    reader.start()
+    outbox.close()
+    near.shutdown(socket.SHUT_WR)
+    reader.join()
+    for number in (1, 2):
+        counts = [each["completion_tokens"] for each in read if each["id"] == number]
+        assert counts == list(range(1, 501))
+
+
 def test_few_streams_send_every_token(line: Any) -> None:
     near, far = line
     far.settimeout(5)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from triton_hf.metrics import Family, Key, Metrics
+from triton_hf.metrics import ROUTER_GAUGES, Family, Key, Metrics
 from triton_hf.runtime import log_fault
 
 PUBLISH_SECONDS = 0.25
@@ -39,6 +39,10 @@ class TritonPublisher:
         for family in metrics.families:
             if not family.late:
                 self._register(family)
+        known = {family.name for family in metrics.families}
+        self._repeated = {
+            ours: self._repeat(theirs) for theirs, ours in ROUTER_GAUGES.items() if ours in known
+        }
         self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
 
     def start(self) -> None:
@@ -63,6 +67,13 @@ class TritonPublisher:
             extra = {"buckets": list(family.buckets)} if family.buckets else {}
             self._series[family.name, value] = made.Metric(labels=labels, **extra)
 
+    def _repeat(self, name: str) -> Any:
+        """Register a gauge of a router; vLLM's label of the model is `model_name`."""
+        kinds = self._backend.MetricFamily
+        made = kinds(name=name, description="As vLLM names it, for routers", kind=kinds.GAUGE)
+        self._families.append(made)
+        return made.Metric(labels={"model": self._model, "model_name": self._model})
+
     def _loop(self) -> None:
         last = False
         while not last:
@@ -83,6 +94,8 @@ class TritonPublisher:
         for key in list(gauges):
             try:
                 self._series_of(key).set(gauges[key])
+                if key[0] in self._repeated:
+                    self._repeated[key[0]].set(gauges[key])
                 del gauges[key]
             except Exception as error:
                 fault = fault or error

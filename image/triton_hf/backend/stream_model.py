@@ -193,7 +193,7 @@ class _Sender:
     """Sends responses to Triton from one thread, in order; several share the requests.
 
     Each send takes 100 to 200 us of waiting for Triton. Messages of one answer that wait at the
-    same time are merged.
+    same time are merged, but for those that shall be alone.
     """
 
     def __init__(self) -> None:
@@ -213,15 +213,20 @@ class _Sender:
             batch = [self._queue.get()]
             while not self._queue.empty():
                 batch.append(self._queue.get())
-            merged: dict[int, tuple[Any, dict[str, Any]]] = {}
-            for sender, message in (item for item in batch if item is not None):
-                known = merged.get(message["id"])
-                joined = wire.merge(known[1], message) if known else message
-                merged[message["id"]] = (sender, joined)
-            for sender, message in merged.values():
+            for sender, message in _merged([item for item in batch if item is not None]):
                 _send(sender, message)
             if None in batch:
                 return
+
+
+def _merged(batch: list[tuple[Any, dict[str, Any]]]) -> list[tuple[Any, dict[str, Any]]]:
+    """Messages with those of one answer joined, in the order of their first."""
+    merged: dict[tuple[int, int], tuple[Any, dict[str, Any]]] = {}
+    for place, (sender, message) in enumerate(batch, start=1):
+        key = (message["id"], place if message.get("alone") else 0)
+        known = merged.get(key)
+        merged[key] = (sender, wire.merge(known[1], message) if known else message)
+    return list(merged.values())
 
 
 def _send(sender: Responder, message: dict[str, Any]) -> None:

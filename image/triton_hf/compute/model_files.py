@@ -37,12 +37,12 @@ class ModelFiles:
         generation_config: The defaults of `generate`.
     """
 
-    def __init__(self, folder: Path, *, quantised: bool = False) -> None:
+    def __init__(self, folder: Path, *, loads_all: bool = False) -> None:
         """Read the files.
 
         Args:
             folder: Holds them.
-            quantised: Whether the weights may be quantised.
+            loads_all: Whether the engine has that property (`models.registry.EngineKind`).
 
         Raises:
             OSError: A file is missing.
@@ -50,7 +50,7 @@ class ModelFiles:
         """
         from transformers import GenerationConfig
 
-        if why := unservable(json_reader(folder), quantised=quantised):
+        if why := unservable(json_reader(folder), loads_all=loads_all):
             raise ValueError(f"it {why}")
         self.config: Any = None
         if (folder / "generation_config.json").is_file():

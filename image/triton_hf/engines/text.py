@@ -7,6 +7,7 @@ and end tokens are the same whatever computes the tokens.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from triton_hf.contract import PROMPT, Conversation, Sampling
 from triton_hf.engines.base import Engine
 from triton_hf.engines.generation_defaults import with_repository_defaults
 from triton_hf.engines.job import Event, Job
-from triton_hf.engines.schemas import check_schema
+from triton_hf.engines.schemas import check_schema, forced
 from triton_hf.engines.tokens import ChatTokenizer, TextAssembler, TokenDecoder
 from triton_hf.engines.tools import tool_guide
 from triton_hf.errors import EngineError, RequestError, SettingsError, TritonHFError
@@ -130,7 +131,7 @@ class TextEngine(Engine[TextJob]):
         self, conversation: Conversation, sampling: Sampling
     ) -> tuple[Conversation, Sampling]:
         use = sampling.tools
-        if self._chat is None or use is None:
+        if self._chat is None or self._guides is None or use is None:
             raise RequestError("parameter 'tools' is not supported by the engine of this model")
         if conversation[0].role == PROMPT:
             raise RequestError("parameter 'tools' needs a chat: send 'messages', not 'prompt'")
@@ -146,6 +147,7 @@ class TextEngine(Engine[TextJob]):
             raise RequestError(f"parameter '{kind}' is not supported by the engine of this model")
         if kind == "json_schema":
             check_schema(text)
+            text = json.dumps(forced(json.loads(text)))
         return self._guides.compile(kind, text)
 
     def _check_bias(self, sampling: Sampling) -> None:
@@ -177,7 +179,7 @@ class TextEngine(Engine[TextJob]):
         """
         self._chat = ChatTokenizer(tokenizer)
         self.settings = with_repository_defaults(self.settings, generation)
-        self._end_tokens = _end_tokens(generation, tokenizer)
+        self._end_tokens = end_tokens(generation, tokenizer)
         self._guides = GuideCompiler(
             tokenizer,
             vocabulary=max(vocabulary or 0, self._chat.size),
@@ -331,7 +333,8 @@ def vocabulary_of(config: Any) -> int | None:
     return getattr(config, "vocab_size", None)
 
 
-def _end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: of the generation defaults and of the tokenizer."""
     found: set[int] = set()
     for value in (generation.eos_token_id, tokenizer.eos_token_id):
         found.update(value if isinstance(value, list) else [] if value is None else [value])

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from triton_hf.contract import ToolUse
+from triton_hf.engines.schemas import forced
 
 _HERMES = (
     "You may call functions. Their signatures are in <tools></tools> tags:\n<tools>\n{tools}\n"
@@ -94,5 +95,5 @@ def _llama_tag(function: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tag(function: Mapping[str, Any], begin: str, end: str) -> dict[str, Any]:
     schema = function.get("parameters") or {"type": "object", "properties": {}}
-    content = {"type": "json_schema", "json_schema": schema}
+    content = {"type": "json_schema", "json_schema": forced(schema), "max_whitespace_cnt": 1}
     return {"type": "tag", "begin": begin, "content": content, "end": end}

@@ -57,6 +57,7 @@ class Core:
         self._ping: concurrent.futures.Future[Any] | None = None
         self._pinged = 0.0
         self._llm: Any = None
+        self._died = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
@@ -94,6 +95,11 @@ class Core:
             self._loop.call_soon_threadsafe(drop)
 
     @property
+    def dead(self) -> bool:
+        """Whether EngineCore has ended."""
+        return self._died or self._llm.errored
+
+    @property
     def has_news(self) -> bool:
         """Whether `take` returns something."""
         return bool(self._news)
@@ -115,7 +121,7 @@ class Core:
         Raises:
             EngineError: It is of no use any more.
         """
-        if self._llm.errored:
+        if self.dead:
             raise EngineError("vLLM's EngineCore has died; the log above says why if it could")
         now = time.monotonic()
         if not idle:
@@ -156,6 +162,9 @@ class Core:
                 made = output.outputs[0]
                 self._put(News(number=number, tokens=made.token_ids, ended=output.finished))
         except Exception as error:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            self._died |= isinstance(error, EngineDeadError)
             self._put(News(number=number, ended=True, error=error))
         finally:
             self._tasks.pop(number, None)

@@ -50,7 +50,7 @@ class VllmEngine(TextEngine):
         start = time.monotonic()
         folder = locate_weights(repo_id=self.settings.repo_id, revision=self.settings.revision)
         try:
-            files = ModelFiles(folder, quantised=True)
+            files = ModelFiles(folder, loads_all=True)
         except (OSError, ValueError) as error:
             raise SettingsError(f"{self.settings.repo_id} cannot be served: {error}") from None
         self._use_tokenizer(
@@ -59,6 +59,7 @@ class VllmEngine(TextEngine):
             longest=longest_context(files.config),
             vocabulary=vocabulary_of(files.config),
         )
+        self._guides = None  # answers that follow a grammar are refused: vLLM is not told of it yet
         arguments = engine_arguments(self.settings, folder=folder, config=files.config, cpu=cpu)
         self._start(arguments)
         seconds = time.monotonic() - start
@@ -127,7 +128,8 @@ class VllmEngine(TextEngine):
         if job is None:
             return  # it has left
         if news.error is not None:
-            self._vllm.look(idle=False)  # a death is not the fault of one request
+            if self._vllm.dead:
+                return  # `_look` ends the engine, and every job gets its reason
             self._note_fault(news.error)
             self._fail(job, engine_failure())
             return

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from triton_hf.models.architectures import cache_refusal
 from triton_hf.models.registry import DEFAULT_TASK
 from triton_hf.models.sentence import Read, module_kinds
 from triton_hf.models.tasks import task_refusal
@@ -78,32 +79,41 @@ def weight_files(names: Iterable[str], index: Mapping[str, Any] | None) -> list[
     return sorted(name for name in names if name.endswith(_WEIGHTS) and "/" not in name)
 
 
-def refusal(names: Iterable[str], *, read: Read, task: str = DEFAULT_TASK) -> str | None:
+def refusal(
+    names: Iterable[str], *, read: Read, task: str = DEFAULT_TASK, loads_all: bool = False
+) -> str | None:
     """Say why a repository cannot be served, as the end of a sentence; None if it can.
 
     Args:
         names: All files of the repository.
         read: Returns the content of a JSON file by its path, None if there is none.
         task: Name of the task.
+        loads_all: Whether the engine has that property (`models.registry.EngineKind`).
     """
     names = set(names)
     adapter = read("adapter_config.json")
     if read("config.json") is None and isinstance(adapter, Mapping):
         base = adapter.get("base_model_name_or_path") or "another model"
         return f"is an adapter for {base}, not a model; merge it into that model first"
-    if why := unservable(read, task):
+    if why := unservable(read, task, loads_all=loads_all):
         return why
     if not any(name.endswith(_WEIGHTS) for name in names):
         return "holds no .safetensors file, and nothing else is loaded"
     return None
 
 
-def unservable(read: Read, task: str = DEFAULT_TASK, *, quantised: bool = False) -> str | None:
-    """Say why a model cannot be served, judged by its JSON files alone; None if it may."""
-    config = read("config.json")
+def unservable(read: Read, task: str = DEFAULT_TASK, *, loads_all: bool = False) -> str | None:
+    """Say why a model cannot be served, judged by its JSON files alone; None if it may.
+
+    Arguments: see `refusal`.
+    """
     if why := task_refusal(read, task):
         return why
-    return None if quantised else quantisation(config if isinstance(config, dict) else {})
+    if loads_all:
+        return None
+    found = read("config.json")
+    config = found if isinstance(found, dict) else {}
+    return (cache_refusal(config) if task == DEFAULT_TASK else None) or quantisation(config)
 
 
 def quantisation(config: Mapping[str, Any]) -> str | None:

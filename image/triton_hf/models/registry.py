@@ -51,10 +51,11 @@ class EngineKind:
     Attributes:
         name: The value of the parameter `engine`.
         task: What it computes.
-        factory: Class of the engine, `module:Class`.
+        factory: Class of the engine or what makes one, `module:name`.
         parameters: What config.pbtxt may set for it, beside the defaults of the task.
         needs_repository: Whether it loads weights of a repository (`repo_id`).
         paced: Whether its streams merge tokens under load; False if times are what is asked for.
+        loads_all: Whether it loads quantised weights and models whose state is no KV cache.
         defaults: Settings whose default is another one than with other engines.
     """
 
@@ -64,6 +65,7 @@ class EngineKind:
     parameters: Mapping[str, Parameter]
     needs_repository: bool
     paced: bool
+    loads_all: bool = False
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -115,12 +117,20 @@ CLASSIFY = Task(
 DEFAULT_TASK = TEXT.name
 TASKS = {task.name: task for task in (TEXT, EMBED, RANK, CLASSIFY)}
 
-DEFAULT_ENGINE = "transformers"
+DEFAULT_ENGINE = "auto"
 ENGINES: dict[str, EngineKind] = {
     kind.name: kind
     for kind in (
         EngineKind(
             name=DEFAULT_ENGINE,
+            task=TEXT,
+            factory="triton_hf.engines.choice:make_engine",
+            parameters={**catalog.QUEUE, **catalog.REPOSITORY, **catalog.COMPUTE},
+            needs_repository=True,
+            paced=True,
+        ),
+        EngineKind(
+            name="transformers",
             task=TEXT,
             factory="triton_hf.engines.transformers_engine:TransformersEngine",
             parameters={**catalog.QUEUE, **catalog.REPOSITORY, **catalog.COMPUTE},
@@ -134,6 +144,7 @@ ENGINES: dict[str, EngineKind] = {
             parameters={**catalog.QUEUE, **catalog.REPOSITORY, **catalog.VLLM},
             needs_repository=True,
             paced=True,
+            loads_all=True,
         ),
         EngineKind(
             name="simulated",
@@ -152,8 +163,8 @@ ENGINES: dict[str, EngineKind] = {
 
 # What engines compute beside text.
 _OTHER_TASKS: dict[tuple[str, str], EngineKind] = {
-    (DEFAULT_ENGINE, task.name): EngineKind(
-        name=DEFAULT_ENGINE,
+    (name, task.name): EngineKind(
+        name=name,
         task=task,
         factory="triton_hf.engines.pooling:PoolingEngine",
         parameters={
@@ -166,6 +177,7 @@ _OTHER_TASKS: dict[tuple[str, str], EngineKind] = {
         paced=False,
         defaults={"slots": 64, "max_queue": 512},
     )
+    for name in (DEFAULT_ENGINE, "transformers")
     for task in (EMBED, RANK, CLASSIFY)
 }
 
@@ -173,7 +185,8 @@ ENGINE = Parameter(
     name="engine",
     kind=Choice(values=tuple(ENGINES)),
     default=DEFAULT_ENGINE,
-    meaning="what computes the answers",
+    meaning="what computes the answers: auto is vllm where the image has it and a GPU is visible, "
+    "else transformers; transformers is torch, and the native kernels on CPUs",
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from triton_hf.errors import SettingsError
-from triton_hf.models.architectures import architecture, cache_refusal, text_refusal
+from triton_hf.models.architectures import architecture, text_refusal
 from triton_hf.models.registry import CLASSIFY, EMBED, RANK, TEXT
 from triton_hf.models.sentence import (
     ABOUT,
@@ -65,7 +65,7 @@ def _text_refusal(config: Mapping[str, Any], found: str) -> str | None:
         if found != TEXT.name:
             return f"{why}; state 'task: {found}'"
         return f"{why}; 'task: embed' serves embeddings" if "is an encoder (" in why else why
-    return cache_refusal(config)
+    return None
 
 
 def _object(read: Read, name: str) -> Mapping[str, Any]:

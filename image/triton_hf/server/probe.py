@@ -55,7 +55,8 @@ def _ask(path: str) -> str | None:
     # By hand: to import an HTTP client takes four times as long as all the rest of a probe.
     try:
         port = int(os.environ.get("TRITON_HF_HTTP_PORT") or "8000")
-        with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as connection:
+        host = os.environ.get("TRITON_HF_HTTP_HOST") or "127.0.0.1"
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
             connection.sendall(
                 f"GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n".encode()
             )

@@ -130,6 +130,7 @@ class _Session:
         self._service = service
         self._lock = threading.Lock()
         self._refuses = False
+        self._alone = {} if events_per_second else {"alone": True}
         self._tickets: dict[int, Ticket] = {}
         self._outbox = wire.Outbox(
             connection, on_broken=self._break, messages_per_second=events_per_second
@@ -180,7 +181,7 @@ class _Session:
                 self._tickets[number] = ticket
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._outbox.put(message)
+        self._outbox.put(message | self._alone)
         if wire.is_last(message):  # after it was put, because a session that is not busy is closed
             with self._lock:
                 self._tickets.pop(message["id"], None)

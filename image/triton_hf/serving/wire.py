@@ -2,8 +2,9 @@
 
 Companion to model: `{"id", "inputs": {name: text}, "parameters", "stream"}` or
 `{"id", "cancel": {"id"}}`. Model to companion: `{"id", "text", "completion_tokens",
-"prompt_tokens"}`, with `finish_reason` or `error` and `code` on the last one. Bytes of the inputs
-travel as Latin-1 text, so that broken UTF-8 reaches the one place that checks it.
+"prompt_tokens"}`, with `finish_reason` or `error` and `code` on the last one, and with `alone`
+where no token may be merged with the next. Bytes of the inputs travel as Latin-1 text, so that
+broken UTF-8 reaches the one place that checks it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def is_last(message: Message) -> bool:
 
 
 class Outbox:
-    """Sends messages from a thread of its own; merges what a slow reader has not taken.
+    """Sends messages from a thread of its own; with a pace, it merges what waits.
 
     Tokens of one answer that wait at the same time become one message: under load fewer and
-    larger messages cross the border, with one token each when there is none. With a pace, that is
-    so too while the reader is quick: each message costs the machine more than its token.
+    larger messages cross the border, with one token each when there is none, because each message
+    costs the machine more than its token. Without a pace every message goes alone.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class Outbox:
             connection: a stream socket.
             on_broken: called once when the other side is gone.
             messages_per_second: most messages a second while more than a few answers are open; the
-                first and the last of an answer never wait. 0 sends each at once.
+                first and the last of an answer never wait. 0 sends each at once, and each alone.
         """
         self._connection = connection
         self._on_broken = on_broken
         self._pace = messages_per_second
         self._changed = threading.Condition()
-        self._pending: dict[int, Message] = {}
+        self._pending: dict[int, list[Message]] = {}
         self._open: set[int] = set()
         self._urgent: set[int] = set()
         self._next = 0.0
@@ -66,10 +67,12 @@ class Outbox:
         """Queue a message; never blocks on the socket."""
         number = message["id"]
         with self._changed:
-            known = self._pending.get(number)
-            self._pending[number] = merge(known, message) if known else message
+            waiting = self._pending.setdefault(number, [])
             if self._pace:
+                waiting[:] = [merge(waiting[0], message) if waiting else message]
                 self._note(number, last=is_last(message))
+            else:
+                waiting.append(message)
             self._changed.notify()
 
     def close(self) -> None:
@@ -114,7 +117,7 @@ class Outbox:
         else:
             rest = 0.0
         numbers = list(self._pending if rest <= 0 else self._urgent)
-        taken = [self._pending.pop(number) for number in numbers]
+        taken = [message for number in numbers for message in self._pending.pop(number)]
         self._urgent.clear()
         if self._pace and len(self._open) > FEW:
             self._next = max(self._next, time.monotonic()) + len(taken) / self._pace

@@ -57,7 +57,13 @@ def resolve_commit(*, repo_id: str, revision: str | None, token: str | None) -> 
 
 
 def download_snapshot(
-    *, repo_id: str, commit: str, folder: Path, token: str | None, task: str | None = None
+    *,
+    repo_id: str,
+    commit: str,
+    folder: Path,
+    token: str | None,
+    task: str | None = None,
+    loads_all: bool = False,
 ) -> None:
     """Download what a load reads of a commit into a folder; goes on where an earlier run stopped.
 
@@ -69,6 +75,7 @@ def download_snapshot(
         folder: Where the files go.
         token: For the Hub.
         task: Name of the task; None to serve the one that the repository is for.
+        loads_all: Whether the engine has that property (`models.registry.EngineKind`).
 
     Raises:
         StoreError: There is no such repository or commit, no access, the repository cannot be
@@ -95,35 +102,38 @@ def download_snapshot(
         names = _with_retries(listed)
         small = small_files(names)
         _with_retries(lambda: download(small))
-        weights = _checked_weights(repo_id, folder, names, task)
+        weights = _checked_weights(repo_id, folder, names, task, loads_all)
         _with_retries(lambda: download(weights))
 
 
-def task_of_folder(repo_id: str, folder: Path, task: str | None) -> str:
+def task_of_folder(repo_id: str, folder: Path, task: str | None, *, loads_all: bool = False) -> str:
     """Return the name of the task that a downloaded repository serves.
 
     Args:
         repo_id: The repository.
         folder: Its files.
         task: What is wanted; None for what it is for.
+        loads_all: Whether the engine has that property (`models.registry.EngineKind`).
 
     Raises:
         StoreError: It cannot serve that.
     """
     read = _reader(repo_id, folder)
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return _checked_task(repo_id, names, read, task)
+    return _checked_task(repo_id, names, read, task, loads_all)
 
 
-def _checked_task(repo_id: str, names: Sequence[str], read: Read, task: str | None) -> str:
+def _checked_task(
+    repo_id: str, names: Sequence[str], read: Read, task: str | None, loads_all: bool
+) -> str:
     task = task or find_task(read)
-    if (why := refusal(names, read=read, task=task)) is not None:
+    if (why := refusal(names, read=read, task=task, loads_all=loads_all)) is not None:
         raise StoreError(f"{repo_id} {why}", exit_code=EXIT_NOT_FOUND)
     return task
 
 
 def _checked_weights(
-    repo_id: str, folder: Path, names: Sequence[str], task: str | None
+    repo_id: str, folder: Path, names: Sequence[str], task: str | None, loads_all: bool
 ) -> list[str]:
     """Return the files of weights to load, judged by the small files in a folder.
 
@@ -131,7 +141,7 @@ def _checked_weights(
         StoreError: The repository cannot be served.
     """
     read = _reader(repo_id, folder)
-    _checked_task(repo_id, names, read, task)
+    _checked_task(repo_id, names, read, task, loads_all)
     weights = weight_files(names, _index(read)) + _module_weights(repo_id, read)
     if missing := sorted(set(weights) - set(names)):
         text = (

@@ -27,6 +27,7 @@ from triton_hf.errors import (
     StoreError,
     in_short,
 )
+from triton_hf.models.registry import engine_kind
 from triton_hf.models.repository import write_model
 from triton_hf.models.specification import ModelSpec, check_spec
 from triton_hf.progress import PROGRESS_SECONDS, Progress
@@ -128,7 +129,9 @@ def _with_task(spec: ModelSpec, commits: Mapping[str, str], store: Path) -> Mode
     if spec.repository is None:
         return spec
     folder = weights_folder(store, spec.repository, commits[spec.name])
-    found = dataclasses.replace(spec, task=task_of_folder(spec.repository, folder, spec.task))
+    loads_all = engine_kind(spec.engine).loads_all
+    task = task_of_folder(spec.repository, folder, spec.task, loads_all=loads_all)
+    found = dataclasses.replace(spec, task=task)
     try:
         check_spec(found)
     except SettingsError as error:
@@ -154,7 +157,12 @@ def _fetch(spec: ModelSpec, store: Path, token: str | None, progress: Progress) 
     progress.say(f"{spec.name}: downloading {repo_id} at {commit[:12]}")
     with progress.watching(lambda: f"{spec.name}: {folder_bytes(incoming) / 1e6:.0f} MB so far"):
         download_snapshot(
-            repo_id=repo_id, commit=commit, folder=incoming, token=token, task=spec.task
+            repo_id=repo_id,
+            commit=commit,
+            folder=incoming,
+            token=token,
+            task=spec.task,
+            loads_all=engine_kind(spec.engine).loads_all,
         )
     shutil.rmtree(incoming / ".cache", ignore_errors=True)
     _flush(incoming)

@@ -78,7 +78,8 @@ def network_error(error: Exception) -> tuple[str, str]:
 def message(answer: bytes) -> str:
     """The text of a server's error, as short as a report needs it."""
     try:
-        return short(str(json.loads(answer)["error"]))
+        error = json.loads(answer)["error"]
+        return short(str(error["message"] if isinstance(error, dict) else error))
     except (ValueError, KeyError, TypeError):
         return short(answer.decode("utf-8", "replace") or "no text")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from triton_load.clients.base import Target, end, network_error, short
@@ -13,6 +13,38 @@ from triton_load.errors import LoadTestError
 from triton_load.measure import Outcome
 
 _CHECK_SECONDS = 10.0
+_WORDS: Mapping[type, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
+
+
+# Parameters that the protocol knows: Triton's client takes each as an argument of its own.
+_OWN: Mapping[str, tuple[type, ...]] = {
+    "sequence_id": (int, str),
+    "sequence_start": (bool,),
+    "sequence_end": (bool,),
+    "priority": (int,),
+    "timeout": (int,),
+}
+
+
+def check_parameters(case: Case) -> None:
+    """Check that a gRPC call can carry the parameters of a case.
+
+    Raises:
+        LoadTestError: It cannot; the text names the parameter.
+    """
+    for name, value in case.parameters.items():
+        where = f"case '{case.name}': parameter '{name}'"
+        if name in ("binary_data_output", "headers") or name.startswith("triton_"):
+            raise LoadTestError(f"{where} is known to HTTP alone; leave it out with --client grpc")
+        wanted = _OWN.get(name, (str, bool, int, float))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            words = " or ".join(_WORDS[kind] for kind in wanted)
+            raise LoadTestError(f"{where} must be {words} with --client grpc, not {value!r}")
 
 
 class GrpcClient:
@@ -58,15 +90,18 @@ class GrpcClient:
         """Send a case and fill in what came of it."""
         import tritonclient.utils as triton
 
+        own = {name: value for name, value in case.parameters.items() if name in _OWN}
+        others = {name: value for name, value in case.parameters.items() if name not in _OWN}
         try:
             with self._channel() as channel:
                 answer = channel.infer(
                     self._target.model.name,
                     grpc_inputs(case),
                     outputs=self._outputs,
-                    parameters=dict(case.parameters) or None,
+                    parameters=others or None,
                     headers=self._headers,
                     client_timeout=self._target.timeout,
+                    **own,
                 )
                 outcome.ended = time.perf_counter()
         except triton.InferenceServerException as error:

@@ -10,12 +10,27 @@ from typing import Any
 from triton_load.clients.base import Target, end, message, network_error, total
 from triton_load.clients.connections import Http
 from triton_load.data import Case
+from triton_load.errors import LoadTestError
 from triton_load.measure import Outcome
 
 _COMPLETION = re.compile(rb'"completion_tokens" ?: ?(\d+)')
 _PROMPT = re.compile(rb'"prompt_tokens" ?: ?(\d+)')
 _FINISH = re.compile(rb'"finish_reason" ?: ?"([^"]+)"')
 _LINE = b"\n"
+
+
+def check_json(case: Case) -> None:
+    """Check that Triton takes a case as JSON.
+
+    Raises:
+        LoadTestError: It does not: JSON has no half-precision numbers.
+    """
+    for item in case.inputs:
+        if item["datatype"] in ("FP16", "BF16"):
+            raise LoadTestError(
+                f"case '{case.name}': input '{item['name']}' is {item['datatype']}, which Triton "
+                "takes in no JSON; use --client grpc"
+            )
 
 
 class InferClient:
