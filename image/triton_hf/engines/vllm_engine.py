@@ -59,7 +59,6 @@ class VllmEngine(TextEngine):
             longest=longest_context(files.config),
             vocabulary=vocabulary_of(files.config),
         )
-        self._guides = None  # answers that follow a grammar are refused: vLLM is not told of it yet
         arguments = engine_arguments(self.settings, folder=folder, config=files.config, cpu=cpu)
         self._start(arguments)
         seconds = time.monotonic() - start
