@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """The functions that an answer may call.
+
+    Attributes:
+        tools: In OpenAI's form.
+        choice: `none`, `auto`, `required` or `function:NAME`.
+        parallel: Whether an answer may call more than one.
+    """
+
+    tools: tuple[Mapping[str, Any], ...]
+    choice: str = "auto"
+    parallel: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        extra: What the chat template gets beside role and content, such as `tool_calls`.
+        tools: On the first turn, the tools of the whole conversation.
+    """
 
     role: str
     content: str
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tools: ToolUse | None = None
 
 
 Conversation = tuple[Message, ...]
@@ -50,3 +74,4 @@ class Sampling:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     guide: tuple[str, str] | None = None
+    tools: ToolUse | None = None

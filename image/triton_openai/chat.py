@@ -12,10 +12,12 @@ import msgspec
 from triton_openai.catalog import Model
 from triton_openai.errors import ApiError
 from triton_openai.generation import Usage, usage_of
+from triton_openai.tools import CallReader
 from triton_openai.triton import Piece
 from triton_openai.types import Chat
 
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_EXTRA = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}
 _NAMELESS: tuple[Any, ...] = (None, [])
 
 
@@ -32,12 +34,16 @@ def messages_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return msgspec.json.encode(turns).decode()
 
 
-def _turn(path: str, message: Mapping[str, Any]) -> dict[str, str]:
-    for name, value in message.items():
-        if name not in ("role", "content") and value not in _NAMELESS:
-            raise _not_done(f"{path}.{name:.60}")
+def _turn(path: str, message: Mapping[str, Any]) -> dict[str, Any]:
     role = message.get("role")
-    if role in ("tool", "function"):
+    extra = {}
+    for name, value in message.items():
+        if name in ("role", "content") or value in _NAMELESS:
+            continue
+        if name not in _EXTRA.get(str(role), ()):
+            raise _not_done(f"{path}.{name:.60}")
+        extra[name] = value
+    if role == "function":
         raise _not_done(f"{path}.role", f"the role '{role}'")
     if role not in ROLES:
         raise ApiError(
@@ -50,7 +56,7 @@ def _turn(path: str, message: Mapping[str, Any]) -> dict[str, str]:
         text = ""
     if text is None:
         raise ApiError(f"'{path}.content' is missing.", param=f"{path}.content")
-    return {"role": "system" if role == "developer" else str(role), "content": text}
+    return {"role": "system" if role == "developer" else str(role), "content": text, **extra}
 
 
 def _content(path: str, content: Any) -> str | None:
@@ -101,15 +107,7 @@ class ChatShape:
 
     def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
         """Return the body of an answer that is not streamed."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ]
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         usage = usage_of(answers, n=self._request.n).json()
         return {
             **self._head,
@@ -119,12 +117,25 @@ class ChatShape:
             "usage": usage,
         }
 
+    def _choice(self, index: int, answer: Piece) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        reason = answer.finish_reason
+        if self._request.calls:
+            text, calls = CallReader().push(answer.text, last=True)
+            if calls:
+                for call in calls:
+                    del call["index"]
+                message |= {"content": text or None, "tool_calls": calls}
+                reason = "tool_calls" if reason == "stop" else reason
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
     async def chunks(
         self, pieces: AsyncIterator[tuple[int, Piece]]
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield the chunks of a stream, those that belong together at once."""
         begun = False
         last: dict[int, Piece] = {}
+        readers: dict[int, CallReader] = {}
         async for index, piece in pieces:
             last[index] = piece
             chunks = []
@@ -132,10 +143,17 @@ class ChatShape:
                 begun = True
                 first = {"role": "assistant", "content": "", "refusal": None}
                 chunks = [self._chunk(each, first) for each in range(self._request.n)]
-            if piece.text:
-                chunks.append(self._chunk(index, {"content": piece.text}))
-            if piece.finish_reason:
-                chunks.append(self._chunk(index, {}, piece.finish_reason))
+            text, reason = piece.text, piece.finish_reason
+            calls: list[dict[str, Any]] = []
+            if self._request.calls:
+                reader = readers.setdefault(index, CallReader())
+                text, calls = reader.push(piece.text, last=bool(reason))
+                reason = "tool_calls" if reason == "stop" and reader.count else reason
+            if text:
+                chunks.append(self._chunk(index, {"content": text}))
+            chunks += [self._chunk(index, {"tool_calls": [call]}) for call in calls]
+            if reason:
+                chunks.append(self._chunk(index, {}, reason))
             if chunks:
                 yield chunks
         if self._request.include_usage:

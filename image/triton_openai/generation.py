@@ -13,6 +13,7 @@ import msgspec
 from triton_openai.catalog import Model
 from triton_openai.errors import ApiError
 from triton_openai.formats import format_parameters
+from triton_openai.tools import tool_parameters
 from triton_openai.triton import Piece, Question, Triton
 from triton_openai.types import Chat, Sampled
 
@@ -86,6 +87,8 @@ def parameters_of(request: Sampled) -> dict[str, Any]:
     values["stop_token_ids"] = _json(request.stop_token_ids or None)
     values["logit_bias"] = _json(request.logit_bias or None)
     values |= format_parameters(request.response_format)
+    if isinstance(request, Chat):
+        values |= tool_parameters(request.tools, request.tool_choice, request.parallel_tool_calls)
     return {name: value for name, value in values.items() if value is not None}
 
 

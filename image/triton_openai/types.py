@@ -63,6 +63,14 @@ class Chat(Sampled, frozen=True, kw_only=True):
 
     messages: list[dict[str, Any]]
     max_completion_tokens: Whole | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def calls(self) -> bool:
+        """Whether answers may hold tool calls."""
+        return bool(self.tools) and self.tool_choice != "none"
 
 
 class Completion(Sampled, frozen=True, kw_only=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import queue
 import random
 import re
 from collections.abc import Iterator
@@ -11,136 +10,20 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lib.guided import answers, random_schema, running_engine
 from triton_hf.contract import Message, Sampling
 from triton_hf.engines.schemas import check_schema
-from triton_hf.engines.text import TextEvent
 from triton_hf.engines.transformers_engine import TransformersEngine
 from triton_hf.errors import RequestError
-from triton_hf.health import Heartbeat
-from triton_hf.metrics import Metrics
-from triton_hf.models.settings import GenerationDefaults, ModelSettings
+from triton_hf.models.settings import GenerationDefaults
 from triton_hf.serving.validation import parse_sampling
-
-TIMEOUT = 60
-END = "</s>"
-
-
-def byte_tokenizer() -> Any:
-    """Every byte, some pairs of them, and control tokens."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    texts = ["<s>", END, *letters, '":', '{"', '"}', "true", "null", "[]"]
-    backend = Tokenizer(
-        models.BPE(vocab={text: index for index, text in enumerate(texts)}, merges=[])
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token=END
-    )
-    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEngine]:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=300,  # wider than the tokenizer, as many models are
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-        initializer_range=0.5,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    made = TransformersEngine(
-        settings=ModelSettings(repo_id="a/b", slots=8, max_queue=1000, max_total_tokens=2048),
-        metrics=Metrics(),
-        heartbeat=Heartbeat(tmp_path_factory.mktemp("engine") / "beat.json"),
-    )
-    made._load = lambda: made._use(model, byte_tokenizer())  # type: ignore[method-assign]
-    made.start()
-    yield made
-    made.stop()
-
-
-def answers(engine: TransformersEngine, asked: list[Sampling]) -> list[tuple[str, str | None]]:
-    """Text and finish reason of each."""
-    works = [engine.encode((Message(role="user", content="go"),), how) for how in asked]
-    news: list[queue.Queue[TextEvent]] = [queue.Queue() for _ in works]
-    engine.submit(works, [one.put for one in news])
-    return [_whole(one) for one in news]
-
-
-def _whole(news: queue.Queue[TextEvent]) -> tuple[str, str | None]:
-    text = ""
-    while True:
-        event = news.get(timeout=TIMEOUT)
-        text += event.text
-        if event.last:
-            assert event.error is None
-            return text, event.finish_reason
-
-
-# Random schemas.
-
-
-def random_schema(numbers: random.Random, depth: int = 0) -> dict[str, Any]:
-    kinds = ["string", "integer", "number", "boolean", "null", "enum", "const", "choice"]
-    kind = numbers.choice(kinds + ["object", "array"] * (0 if depth > 2 else 4))
-    if kind == "object":
-        names = numbers.sample(["a", "b", "long name", "ä", 'q"', "x1"], numbers.randint(0, 4))
-        return {
-            "type": "object",
-            "properties": {name: random_schema(numbers, depth + 1) for name in names},
-            "required": [name for name in names if numbers.random() < 0.6],
-            "additionalProperties": False,
-        }
-    if kind == "array":
-        low = numbers.randint(0, 2)
-        return {
-            "type": "array",
-            "items": random_schema(numbers, depth + 1),
-            "minItems": low,
-            "maxItems": low + numbers.randint(0, 2),
-        }
-    if kind == "choice":
-        return {"anyOf": [random_schema(numbers, 3) for _ in range(2)]}
-    return random_value_schema(numbers, kind)
-
-
-def random_value_schema(numbers: random.Random, kind: str) -> dict[str, Any]:
-    if kind == "string":
-        low = numbers.randint(0, 3)
-        return numbers.choice(
-            [
-                {"type": "string", "minLength": low, "maxLength": low + numbers.randint(0, 5)},
-                {"type": "string", "pattern": "^[a-c]{2,4}$"},
-                {"type": "string", "format": "uuid"},
-            ]
-        )
-    if kind in ("integer", "number"):
-        low = numbers.randint(-1000, 1000)
-        return numbers.choice(
-            [
-                {"type": kind, "minimum": low, "maximum": low + numbers.randint(0, 500)},
-                {"type": kind, "exclusiveMinimum": low, "exclusiveMaximum": low + 7},
-                {"type": "integer", "multipleOf": numbers.randint(1, 9)},
-            ]
-        )
-    if kind == "enum":
-        return {"enum": numbers.sample(["a", "é", 1, 2.5, None, True, [1], {"k": "v"}], 3)}
-    if kind == "const":
-        return {"const": numbers.choice(["fixed", 7, False, {"a": [None]}])}
-    return {"type": kind}
+    with running_engine(tmp_path_factory.mktemp("engine")) as running:
+        yield running
 
 
 def test_answers_to_200_random_schemas_validate_at_temperature_1_5(
@@ -274,3 +157,14 @@ def test_one_request_follows_one_thing() -> None:
         parse_sampling('{"json_schema": "{}", "regex": "a"}', GenerationDefaults())
     with pytest.raises(RequestError, match="'ignore_eos' and 'regex' contradict"):
         parse_sampling('{"ignore_eos": true, "regex": "a"}', GenerationDefaults())
+
+
+def test_a_string_of_bounded_length_has_no_control_characters(engine: TransformersEngine) -> None:
+    import xgrammar
+
+    schema = json.dumps({"type": "string", "minLength": 1, "maxLength": 3})
+    how = Sampling(guide=("json_schema", schema))
+    compiled = engine.encode((Message(role="user", content="go"),), how).guide
+    for text, good in (('"ab"', True), ('"é"', True), ('"a\x1c"', False), ('"abcd"', False)):
+        matcher = xgrammar.GrammarMatcher(compiled)
+        assert (matcher.accept_string(text) and matcher.is_completed()) == good, text

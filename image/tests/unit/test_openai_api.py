@@ -76,7 +76,7 @@ def test_each_of_n_answers_has_its_own_seed_within_the_range() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
         ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+        ({"tool_choice": 3}, "tool_choice", "invalid_type"),
         ({"prompt": "a"}, "prompt", "unknown_parameter"),
     ],
 )
@@ -130,7 +130,7 @@ def test_messages_reach_the_model_as_roles_and_texts() -> None:
         ({"role": "user", "content": ["a"]}, "messages[0].content[0]"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
         ({"role": "user", "content": [{"type": "input_audio"}]}, "messages[0].content[0]"),
-        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "messages[0].tool_calls"),
+        ({"role": "user", "content": "a", "tool_calls": [{}]}, "messages[0].tool_calls"),
     ],
 )
 def test_a_message_that_is_not_done_is_named_by_its_path(

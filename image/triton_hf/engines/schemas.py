@@ -63,6 +63,30 @@ def check_schema(text: str, *, name: str = "json_schema") -> None:
     _Check(schema, name).visit(schema, "", 0)
 
 
+def forced(schema: Any) -> Any:
+    """Return a checked schema in the words that xgrammar keeps to.
+
+    Its grammar for `minLength` and `maxLength` allows control characters, which JSON does not, so
+    both become a pattern.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    made = dict(schema)
+    for word in ("properties", "$defs", "definitions"):
+        if word in made:
+            made[word] = {key: forced(part) for key, part in made[word].items()}
+    for word in ("items", "additionalProperties"):
+        if word in made:
+            made[word] = forced(made[word])
+    for word in ("prefixItems", "anyOf", "oneOf", "allOf"):
+        if word in made:
+            made[word] = [forced(part) for part in made[word]]
+    if "minLength" in made or "maxLength" in made:
+        low, high = made.pop("minLength", 0), made.pop("maxLength", "")
+        made["pattern"] = rf'^[^"\\\x00-\x1f\x7f]{{{low},{high}}}$'
+    return made
+
+
 class _Check:
     def __init__(self, root: Mapping[str, Any], name: str) -> None:
         self._root = root

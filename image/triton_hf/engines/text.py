@@ -7,17 +7,19 @@ and end tokens are the same whatever computes the tokens.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from triton_hf.compute.guides import GuideCompiler
-from triton_hf.contract import Conversation, Sampling
+from triton_hf.contract import PROMPT, Conversation, Sampling
 from triton_hf.engines.base import Engine
 from triton_hf.engines.generation_defaults import with_repository_defaults
 from triton_hf.engines.job import Event, Job
-from triton_hf.engines.schemas import check_schema
+from triton_hf.engines.schemas import check_schema, forced
 from triton_hf.engines.tokens import ChatTokenizer, TextAssembler, TokenDecoder
+from triton_hf.engines.tools import tool_guide
 from triton_hf.errors import EngineError, RequestError, SettingsError, TritonHFError
 
 # Most characters of a prompt, in those of the longest token: normalisation removes some.
@@ -101,6 +103,8 @@ class TextEngine(Engine[TextJob]):
             tokens = sampling.stop_token_ids | ends
             sampling = dataclasses.replace(sampling, stop_token_ids=tokens)
         self._check_bias(sampling)
+        if sampling.tools is not None:
+            conversation, sampling = self._with_tools(conversation, sampling)
         token_ids, length = self._tokenize(conversation)
         limits = self.settings
         if length > limits.max_prompt_tokens:
@@ -123,6 +127,18 @@ class TextEngine(Engine[TextJob]):
             guide=self._compile(sampling),
         )
 
+    def _with_tools(
+        self, conversation: Conversation, sampling: Sampling
+    ) -> tuple[Conversation, Sampling]:
+        use = sampling.tools
+        if self._chat is None or self._guides is None or use is None:
+            raise RequestError("parameter 'tools' is not supported by the engine of this model")
+        if conversation[0].role == PROMPT:
+            raise RequestError("parameter 'tools' needs a chat: send 'messages', not 'prompt'")
+        guide = tool_guide(use, template=self._chat.template)
+        first = dataclasses.replace(conversation[0], tools=use)
+        return (first, *conversation[1:]), dataclasses.replace(sampling, guide=guide)
+
     def _compile(self, sampling: Sampling) -> Any:
         if sampling.guide is None:
             return None
@@ -131,6 +147,7 @@ class TextEngine(Engine[TextJob]):
             raise RequestError(f"parameter '{kind}' is not supported by the engine of this model")
         if kind == "json_schema":
             check_schema(text)
+            text = json.dumps(forced(json.loads(text)))
         return self._guides.compile(kind, text)
 
     def _check_bias(self, sampling: Sampling) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from triton_hf.contract import PROMPT, Conversation
+from triton_hf.engines.tools import template_knows_tools, told_turns
 from triton_hf.errors import RequestError, SettingsError, in_short
 
 
@@ -52,12 +53,23 @@ class ChatTokenizer:
                 "this model has no chat template, so it is not a chat model: send input 'prompt'"
             )
         turns = [
-            {"role": turn.role, "content": self._special.hide(turn.content)}
+            {
+                "role": turn.role,
+                "content": self._special.hide(turn.content),
+                **self._special.hide_all(turn.extra),
+            }
             for turn in conversation
         ]
+        use, more = conversation[0].tools, {}
+        if use is not None and use.choice != "none":
+            tools = self._special.hide_all(list(use.tools))
+            if template_knows_tools(self.template):
+                more = {"tools": tools}
+            else:
+                turns = told_turns(turns, tools)
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False
+                turns, add_generation_prompt=True, tokenize=False, **more
             )
         except TemplateError as error:
             raise RequestError(
@@ -68,6 +80,12 @@ class ChatTokenizer:
                 f"the model's chat template fails on this conversation: {in_short(error)}"
             ) from None
         return self._special.encode(str(text))
+
+    @property
+    def template(self) -> str | None:
+        """The chat template of a conversation with tools; None if there is none."""
+        found = getattr(self.tokenizer, "chat_template", None)
+        return found.get("tool_use", found["default"]) if isinstance(found, dict) else found
 
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """Return the ids of the texts that are special tokens, which no answer shows as text."""
@@ -114,6 +132,14 @@ class _SpecialTokens:
         if self._split.search(text):
             raise RequestError("the text has a character from U+F0000 on, which is not allowed")
         return self._pattern.sub(lambda match: self._marks[match.group()], text)
+
+    def hide_all(self, value: Any) -> Any:
+        """Do the same for every text in a value, names among them."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, Mapping):
+            return {self.hide(str(key)): self.hide_all(item) for key, item in value.items()}
+        return [self.hide_all(item) for item in value] if isinstance(value, list) else value
 
     def encode(self, text: str) -> list[int]:
         """Encode a rendered template, which writes the special tokens that count itself."""

@@ -258,6 +258,28 @@ SAMPLING = table(
         meaning="go on when the model wants to end",
     ),
     Parameter(
+        name="tools",
+        kind=Document(),
+        model=False,
+        request=True,
+        meaning="functions that the answer may call, as a JSON list in OpenAI's form",
+    ),
+    Parameter(
+        name="tool_choice",
+        kind=Text(),
+        model=False,
+        request=True,
+        meaning="`none`, `auto`, `required` (at least one call) or `function:NAME` (that one)",
+    ),
+    Parameter(
+        name="parallel_tool_calls",
+        kind=Flag(),
+        default="true",
+        model=False,
+        request=True,
+        meaning="whether an answer may hold several calls",
+    ),
+    Parameter(
         name="json_schema",
         kind=Document(),
         model=False,

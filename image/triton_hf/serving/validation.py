@@ -16,8 +16,9 @@ from triton_hf.errors import RequestError
 from triton_hf.models.parameters import Flag, Parameter
 from triton_hf.models.registry import TEXT
 from triton_hf.models.settings import GenerationDefaults
+from triton_hf.serving.tools import parse_tools, turn_extra
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 # What /generate adds to the parameters by itself, and what only steers the transport.
 TRANSPORT_PARAMETERS = frozenset({"id", "stream"})
 GUIDES = ("json_schema", "regex", "grammar", "structural_tag")
@@ -105,28 +106,28 @@ def _history(raw: bytes) -> Conversation:
             '{"role": ..., "content": ...} objects, and not empty'
         )
     messages = tuple(_turn(index, turn) for index, turn in enumerate(turns))
-    if messages[-1].role != "user":
-        raise RequestError("the last entry of input 'messages' must have the role 'user'")
+    if messages[-1].role not in ("user", "tool"):
+        raise RequestError("the last entry of input 'messages' must have the role 'user' or 'tool'")
     return messages
 
 
 def _turn(index: int, turn: Any) -> Message:
     where = f"entry {index} of input 'messages'"
-    if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-        raise RequestError(f"{where} must be an object with 'role' and 'content', nothing else")
+    if not isinstance(turn, dict) or not set(turn) >= {"role", "content"}:
+        raise RequestError(f"{where} must be an object with 'role' and 'content'")
     role, content = turn["role"], turn["content"]
     if role not in ROLES:
         raise RequestError(f"{where} has an unknown role; use one of {', '.join(ROLES)}")
     if role == "system" and index > 0:
         raise RequestError(f"{where} has the role 'system', which only the first entry may have")
-    # An assistant may have said nothing.
-    if not isinstance(content, str) or not (content.strip() or role == "assistant"):
+    # An assistant may have said nothing, and a tool may have nothing to say.
+    if not isinstance(content, str) or not (content.strip() or role in ("assistant", "tool")):
         raise RequestError(f"{where} must have a 'content' that is a string and not empty")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
         raise RequestError(f"{where} has a 'content' that is not valid Unicode") from None
-    return Message(role=role, content=content)
+    return Message(role=role, content=content, extra=turn_extra(where, turn))
 
 
 def parse_sampling(parameters: str | bytes, defaults: GenerationDefaults) -> Sampling:
@@ -146,7 +147,10 @@ def parse_sampling(parameters: str | bytes, defaults: GenerationDefaults) -> Sam
             known = ", ".join(sorted(item.name for item in TEXT.parameters.values()))
             raise RequestError(f"unknown parameter '{name}'; this model knows {known}")
         values[name] = parameter.read_json(value)
+    values["tools"] = parse_tools(values)
     values["guide"] = _guide(values)
+    if values["tools"] is not None and values["guide"] is not None:
+        raise RequestError(f"send 'tools' or '{values['guide'][0]}', not both")
     return Sampling(**values)
 
 
