@@ -105,6 +105,7 @@ class TextEngine(Engine[TextJob]):
         self._check_bias(sampling)
         if sampling.tools is not None:
             conversation, sampling = self._with_tools(conversation, sampling)
+        sampling = _forceable(sampling)
         token_ids, length = self._tokenize(conversation)
         limits = self.settings
         if length > limits.max_prompt_tokens:
@@ -145,9 +146,6 @@ class TextEngine(Engine[TextJob]):
         kind, text = sampling.guide
         if self._guides is None:
             raise RequestError(f"parameter '{kind}' is not supported by the engine of this model")
-        if kind == "json_schema":
-            check_schema(text)
-            text = json.dumps(forced(json.loads(text)))
         return self._guides.compile(kind, text)
 
     def _check_bias(self, sampling: Sampling) -> None:
@@ -308,6 +306,15 @@ def _event(job: TextJob, *, text: str = "", **last: Any) -> TextEvent:
 def engine_failure() -> EngineError:
     """The error of a request that met a fault of the engine; the log has the cause."""
     return EngineError("the engine failed on this request")
+
+
+def _forceable(sampling: Sampling) -> Sampling:
+    """Return sampling whose JSON schema says what every engine can force; checks it first."""
+    if sampling.guide is None or sampling.guide[0] != "json_schema":
+        return sampling
+    kind, text = sampling.guide
+    check_schema(text)
+    return dataclasses.replace(sampling, guide=(kind, json.dumps(forced(json.loads(text)))))
 
 
 def longest_context(config: Any) -> int | None:

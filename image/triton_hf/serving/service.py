@@ -151,7 +151,7 @@ class Service:
 
         characters = sum(len(turn.content) for turns in conversations for turn in turns)
         # Compiling a grammar may take long, too.
-        if characters <= LONG_CHARACTERS and sampling.guide is sampling.tools is None:
+        if characters <= LONG_CHARACTERS and sampling.guide is None and sampling.tools is None:
             run()
             return
         with self._lock:
