@@ -189,9 +189,9 @@ def main() -> int:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(found, known), encoding="utf-8")
     bad = [case.id for case in chosen if known.get(case.id, {}).get("outcome") == FAILED]
-    say(
-        f"{len(chosen) - len(bad)} of {len(chosen)} cases hold; {PAGE.relative_to(ROOT)} is written"
-    )
+    if not options.page:
+        say(f"{len(chosen) - len(bad)} of {len(chosen)} cases hold")
+    say(f"{PAGE.relative_to(ROOT)} is written")
     if bad:
         print(f"cases: these failed: {', '.join(bad)}", file=sys.stderr)
     return int(bool(bad))

@@ -53,6 +53,22 @@ def test_common_annotations_are_on_every_object_and_those_of_an_object_win(chart
             assert annotations["helm.sh/resource-policy"] == ("keep" if kept else "delete")
 
 
+@each
+def test_annotations_of_any_text_arrive_as_they_were_written(chart: Path) -> None:
+    odd = {
+        "a": "yes",
+        "b": "1e3",
+        "c": "{x: [1]}",
+        "d": "two\nlines: #1",
+        "e": "'\"%\\",
+        "f": "0x1",
+    }
+    assert any(
+        odd.items() <= pod["metadata"].get("annotations", {}).items()
+        for _, pod in render({"podAnnotations": odd}, chart=chart).pods()
+    )
+
+
 def test_the_deployment_has_annotations_of_its_own() -> None:
     manifest = render({"deploymentAnnotations": {"reloader.stakater.com/auto": "true"}})
     assert manifest.one("Deployment")["metadata"]["annotations"] == {

@@ -219,6 +219,14 @@ def test_a_report_that_cannot_be_written_makes_the_run_invalid(tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
+def test_no_user_is_no_load_and_no_pass() -> None:
+    with known_server(tokens=3) as server:
+        words = (*CALM, "--client=stream", "--model=known", f"--host={server.host}")
+        done = locust("--headless", "--only-summary", "-t2s", "-u0", *words)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "only 0 requests ended" in done.stdout
+
+
 def test_a_file_of_locust_that_cannot_be_written_does_not_blame_the_server(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"  # the volume breaks while the test runs
     mine.write_text(

@@ -153,6 +153,28 @@ def test_a_bad_schema_is_one_sentence(tmp_path: Path, text: str, words: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name: "ragged" backend: "mine" model_transaction_policy { decoupled: False }\n'
+        'batch_input [ { kind: BATCH_ITEM_SHAPE target_name: "S" data_type: TYPE_INT32\n'
+        'source_input: "A" } ] input [ { name: "A" data_type: TYPE_UINT32 dims: [ -1 ]\n'
+        "allow_ragged_batch: true } ] model_metrics { metric_control: [ { metric_identifier\n"
+        '{ family: "f" } histogram_options: { buckets: [ 1, 2 ] } } ] }',
+        'name: "chain" platform: "ensemble" input [ { name: "A" data_type: TYPE_STRING\n'
+        "dims: [ 1 ] reshape: { shape: [ ] } } ] ensemble_scheduling { step [ { model_name:\n"
+        '"one" model_version: -1 input_map { key: "T" value: "A" } } ] }',
+    ],
+)
+def test_configurations_of_every_feature_of_triton_are_read(tmp_path: Path, text: str) -> None:
+    assert list(numeric(tmp_path, text).inputs) == ["A"]
+
+
+def test_a_template_that_is_not_filled_in_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(LoadTestError, match=r"max_batch_size: \$\{max_batch\}"):
+        numeric(tmp_path, 'name: "a"\nmax_batch_size: ${max_batch}\n')
+
+
 def test_a_model_without_a_name_has_that_of_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "nameless"
     folder.mkdir()

@@ -111,6 +111,15 @@ def test_the_documented_command_serves_and_answers(engine: Engine, project: Path
         assert "Why is it so?" in answer(engine, "simulated"), log.read_text()
 
 
+def test_a_user_that_the_image_does_not_know_can_serve(engine: Engine, project: Path) -> None:
+    """As OpenShift runs containers: a uid without an entry in passwd, group 0, HOME is /."""
+    volume = f"{project}/model_repository/simulated:/models/simulated"
+    words = ["docker", "run", "--rm", "--user", "1000680000:0", "--env", "HOME=/", "-v", volume]
+    command = [*words, "-p", "8081:8000", "triton", "tritonserver", "--model-repository=/models"]
+    with running(engine, command, project) as log:
+        assert "Why is it so?" in answer(engine, "simulated", 8081), log.read_text()
+
+
 def test_the_script_serves_with_docker_and_ctrl_c_leaves_no_container(
     engine: Engine, project: Path
 ) -> None:
