@@ -45,6 +45,21 @@ def test_answers_to_200_random_schemas_validate_at_temperature_1_5(
         jsonschema.validate(json.loads(text), schema, cls=jsonschema.Draft202012Validator)
 
 
+def test_a_token_beyond_the_tokenizer_adds_no_text_and_harms_nothing(
+    engine: TransformersEngine,
+) -> None:
+    """The model has more rows than the tokenizer has tokens, as many models do."""
+    beyond = [(token, 100.0) for token in range(280, 300)]
+    plain = answers(engine, [Sampling(temperature=1.0, seed=3, max_tokens=12)])
+    forced = Sampling(temperature=1.0, seed=3, max_tokens=12, logit_bias=tuple(beyond))
+    with pytest.raises(RequestError, match="the vocabulary of this model"):
+        answers(engine, [forced])
+    hot = [Sampling(temperature=2.0, seed=seed, max_tokens=40) for seed in range(20)]
+    for _, reason in answers(engine, hot):
+        assert reason in ("stop", "length")
+    assert answers(engine, [Sampling(temperature=1.0, seed=3, max_tokens=12)]) == plain
+
+
 def test_rows_with_and_without_a_grammar_do_not_touch_each_other(
     engine: TransformersEngine,
 ) -> None:
