@@ -120,7 +120,7 @@ faults: venv ## Every fault on the cluster of `make up` (about 100 min), and a t
 
 .PHONY: scale
 scale: venv ## The signal against the truth, then 20 load steps each for HPA and KEDA on the cluster of `make up` (about 3 h)
-	@$(PY) -m benchmarks.scaling.signal --out results/scale/signal.json
+	@$(PY) -m benchmarks.scaling.signal_accuracy --out results/scale/signal.json
 	@$(PY) -m cluster up --with=monitoring --with=keda
 	@$(PY) -m pytest -q -m "slow and cluster" k8s-tests/autoscaling
 	@$(PY) -m benchmarks.scaling.fleet --scaler hpa --out results/scale/hpa

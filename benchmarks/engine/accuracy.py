@@ -31,7 +31,7 @@ from typing import Any
 from benchmarks.engine.in_process import Client, start_engine
 from tools.demo_model import ensure_smollm2
 from tools.place import ROOT
-from triton_hf.compute.load import load_model
+from triton_hf.compute.loading import load_model
 from triton_hf.compute.model_files import load_tokenizer
 from triton_hf.contract import Message, Sampling
 from triton_hf.cpu import apply_cpu_limits

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.demo_model import ensure_smollm2
-from triton_hf.compute.load import load_model
+from triton_hf.compute.loading import load_model
 from triton_hf.contract import Message, Sampling
 from triton_hf.cpu import apply_cpu_limits
 from triton_hf.engines.text import TextEvent, TextWork

@@ -2,9 +2,9 @@
 
 Usage: python -m benchmarks.scaling.results_page [DIR|FILE]...
 
-`benchmarks.scaling.fleet` wrote each DIR, `benchmarks.scaling.signal` each FILE. They are copied to
-results/ beside this file, and results.md is written from all files there, so that each figure has
-its file.
+`benchmarks.scaling.fleet` wrote each DIR, `benchmarks.scaling.signal_accuracy` each FILE. They are
+copied to results/ beside this file, and results.md is written from all files there, so that each
+figure has its file.
 Exit codes: 0 written, 1 a folder or file is not what it should be.
 """
 
@@ -180,7 +180,7 @@ def signal_table(found: Mapping[str, Any]) -> list[str]:
         "What the rendered query of KEDA answers, beside what was in flight at the same scrape: a "
         "real Triton with simulated models and a real Prometheus that scrapes every second, on a "
         f"machine with {found['cores']} cores, {found['day']} "
-        "(`python -m benchmarks.scaling.signal`).",
+        "(`python -m benchmarks.scaling.signal_accuracy`).",
         "",
         "| requests/s | models | requests | in flight, mean | signal, mean | error |",
         "|---|---|---|---|---|---|",

@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.scaling import controlplane, lab, pages, simulation_report
+from benchmarks.scaling import controlplane, lab, metrics_pages, simulation_report
 from benchmarks.scaling.controlplane import ControlPlane, program
 from cluster import binaries
 from dashboards import panels
@@ -55,7 +55,7 @@ HPA_METRICS = "horizontal_pod_autoscaler_controller"
 _SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 FAULTS = (
     *(binaries.BinariesError, EmbeddedError, PrometheusError, helm.CommandFailedError),
-    *(LookupError, OSError, pages.NoSignalError),
+    *(LookupError, OSError, metrics_pages.NoSignalError),
 )
 
 
@@ -316,7 +316,7 @@ class Rig:
 
     plane: ControlPlane
     prometheus: Prometheus
-    demand: pages.Demand
+    demand: metrics_pages.Demand
     watcher: Watcher
     release: Release
     page: str
@@ -356,8 +356,8 @@ def running(folder: Path, *, count: int, most: int, sync_seconds: int) -> Iterat
         watcher = stack.enter_context(
             Watcher(here, NAMESPACE, deployment["metadata"]["name"], release.selector())
         )
-        demand = pages.Demand(slots=SLOTS, serving=watcher.ready_pods)
-        port = stack.enter_context(pages.serving(page, demand))
+        demand = metrics_pages.Demand(slots=SLOTS, serving=watcher.ready_pods)
+        port = stack.enter_context(metrics_pages.serving(page, demand))
         (rules,) = helm.get(here, NAMESPACE, "prometheusrule")["items"]
         state = stack.enter_context(controlplane.state_metrics(plane))
         scrape = scrape_config(plane, port, state)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from benchmarks.soak import pace
 from benchmarks.soak.drive import ANSWERED, Ended
 from benchmarks.soak.pace import Look
-from benchmarks.soak.watch import Sample
+from benchmarks.soak.process_watch import Sample
 from triton_load.report import resample
 
 TIME_LIMIT = 0.05

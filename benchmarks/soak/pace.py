@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.soak import watch
+from benchmarks.soak import process_watch
 
 AROUND = 6.0  # seconds before and after a moment whose looks make its pace
 _CACHED = 1 << 14  # numbers of an array that stays in the cache of a core
@@ -40,7 +40,7 @@ class Pace:
         self.looks: list[Look] = []
         self._cached = np.full((3, _CACHED), 0.5, dtype=np.float32)
         self._streamed = np.ones(_STREAMED, dtype=np.float32)
-        self._spent = watch.cpu_seconds()
+        self._spent = process_watch.cpu_seconds()
 
     def look(self) -> None:
         """Time it once."""
@@ -49,7 +49,7 @@ class Pace:
             np.multiply(self._cached[0], self._cached[1], out=self._cached[2])
         self._streamed.sum()
         took = time.thread_time() - start
-        spent = watch.cpu_seconds()
+        spent = process_watch.cpu_seconds()
         all_of_it, stolen = (b - a for a, b in zip(self._spent, spent, strict=True))
         self._spent = spent
         kept = 1 - stolen / all_of_it if all_of_it > 0 else 1.0

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.soak import judge, pace, watch
+from benchmarks.soak import judge, pace, process_watch
 from benchmarks.soak.drive import ANSWERED, Asked, Drive, Ended
 from benchmarks.soak.pace import Look, Pace
 from embedded_triton.server import Server, running_server
@@ -62,8 +62,8 @@ class Soak:
 
     capacity: dict[str, float]
     ended: Sequence[Ended]
-    samples: Sequence[watch.Sample]
-    idle: tuple[watch.Sample, watch.Sample]
+    samples: Sequence[process_watch.Sample]
+    idle: tuple[process_watch.Sample, process_watch.Sample]
     span: judge.Span
     stolen: float = 0.0
     looks: Sequence[Look] = ()
@@ -156,7 +156,7 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
         say(f"{name} ends {rate:.1f} requests/s at most; it gets {rate * LOAD:.1f}")
     drive.ended.clear()
     before = settled(running)
-    spent = watch.cpu_seconds()
+    spent = process_watch.cpu_seconds()
     start = time.monotonic()
     span = judge.Span(start=start + seconds / 10, end=start + seconds)
     spans = [(start, span.start), *span.windows()]
@@ -165,7 +165,7 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
         drive=drive, asked=asked, capacity=capacity, spans=spans, timer=timer, found_at=found_at
     )
     samples = asyncio.run(_load(running, load, say))
-    all_of_it, taken = (b - a for a, b in zip(spent, watch.cpu_seconds(), strict=True))
+    all_of_it, taken = (b - a for a, b in zip(spent, process_watch.cpu_seconds(), strict=True))
     after = settled(running)
     return Soak(
         capacity=capacity,
@@ -179,7 +179,7 @@ def soak(running: Server, names: Sequence[str], *, minutes: float, seed: int, sa
     )
 
 
-def settled(running: Server) -> watch.Sample:
+def settled(running: Server) -> process_watch.Sample:
     """Wait until nothing runs, waits or is connected; return what the server then holds.
 
     Raises:
@@ -187,13 +187,13 @@ def settled(running: Server) -> watch.Sample:
     """
 
     def empty() -> None:
-        taken = {name: value for name, value in watch.in_flight(running).items() if value}
+        taken = {name: value for name, value in process_watch.in_flight(running).items() if value}
         assert not taken, f"in flight without a client: {taken}"
 
-    def still() -> watch.Sample:
-        first = watch.sample(running)
+    def still() -> process_watch.Sample:
+        first = process_watch.sample(running)
         time.sleep(2)
-        last = watch.sample(running)
+        last = process_watch.sample(running)
         for name, held in last.processes.items():
             assert first.processes[name].descriptors == held.descriptors, f"{name} still changes"
         return last
@@ -252,12 +252,12 @@ async def _search(
     return found.result()
 
 
-async def _load(running: Server, load: Load, say: Say) -> list[watch.Sample]:
-    samples: list[watch.Sample] = []
+async def _load(running: Server, load: Load, say: Say) -> list[process_watch.Sample]:
+    samples: list[process_watch.Sample] = []
     sending = load.begin()
     told = 0.0
     while (now := time.monotonic()) < load.end:
-        samples.append(await asyncio.to_thread(watch.sample, running))
+        samples.append(await asyncio.to_thread(process_watch.sample, running))
         await asyncio.to_thread(load.timer.look)
         if now - told > 10:
             told = now

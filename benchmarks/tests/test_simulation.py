@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import controlplane, pages, simulation, simulation_report
+from benchmarks.scaling import controlplane, metrics_pages, simulation, simulation_report
 from cluster import binaries
 
 PAGE = """# TYPE triton_hf_requests_running gauge
@@ -23,7 +23,7 @@ nv_other{model="a"} 7
 
 
 def test_a_page_carries_the_share_of_one_pod_and_the_rest_as_it_was() -> None:
-    text = pages.render(PAGE, 3, 2)
+    text = metrics_pages.render(PAGE, 3, 2)
     assert simulation.samples(text, "triton_hf_requests_running") == {
         'model="a",version="1"': 3,
         'model="b",version="1"': 0,
@@ -33,14 +33,14 @@ def test_a_page_carries_the_share_of_one_pod_and_the_rest_as_it_was() -> None:
 
 
 def test_a_page_without_an_engine_is_refused() -> None:
-    with pytest.raises(pages.NoSignalError, match="triton_hf_requests_waiting"):
-        pages.render('triton_hf_requests_running{model="a"} 1\n', 1, 0)
+    with pytest.raises(metrics_pages.NoSignalError, match="triton_hf_requests_waiting"):
+        metrics_pages.render('triton_hf_requests_running{model="a"} 1\n', 1, 0)
 
 
 @pytest.mark.parametrize("total", [0, 1, 23, 100, 1000])
 def test_all_shares_together_are_the_demand(total: int) -> None:
     pods = [f"pod-{number}" for number in range(7)]
-    demand = pages.Demand(slots=32, in_flight=total, serving=lambda: pods)
+    demand = metrics_pages.Demand(slots=32, in_flight=total, serving=lambda: pods)
     shares = [demand.share(name) for name in pods]
     assert sum(running + waiting for running, waiting in shares) == total
     assert max(running for running, _ in shares) <= 32

@@ -14,8 +14,8 @@ from benchmarks.soak import judge
 from benchmarks.soak.draw import draw
 from benchmarks.soak.drive import STREAM, WHOLE, Asked, Ended
 from benchmarks.soak.pace import Look, Pace
+from benchmarks.soak.process_watch import Held, Sample
 from benchmarks.soak.run import Soak, server, soak
-from benchmarks.soak.watch import Held, Sample
 
 SPAN = judge.Span(start=100.0, end=600.0)
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from dashboards import metrics, story
+from dashboards import known_metrics, story
 from lib import small
 from tools import helm, pushed_images
 from tools.helm import Release
@@ -48,7 +48,7 @@ def lines(namespace: str, release: str, pods: list[str], claim: str) -> Iterator
     for number, pod in enumerate(pods):
         labels = {"namespace": namespace, "release": release, "pod": pod}
         labels |= {"gpu_uuid": f"GPU-{number}", "gpu": str(number)}
-        for name in sorted(metrics.TRITON_GPU | metrics.DCGM):
+        for name in sorted(known_metrics.TRITON_GPU | known_metrics.DCGM):
             kind, known = (
                 ("counter", story.COUNTERS) if name in story.COUNTERS else ("gauge", story.GAUGES)
             )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.scaling import signal as accuracy
+from benchmarks.scaling import signal_accuracy as accuracy
 from benchmarks.scaling.lab import Lab, running_lab
 from benchmarks.scaling.query import RenderError
 from dashboards import panels, promql

@@ -9,7 +9,7 @@ import pytest
 
 from chart.rendering import Object, RenderError, render
 from chart.signals import BY_NAMESPACE, adapter_rule, keda_query, scaled
-from dashboards import metrics, promql
+from dashboards import known_metrics, promql
 
 pytestmark = pytest.mark.chart
 SIGNALS = ("inflight", "pending", "queueTime", "custom")
@@ -92,7 +92,7 @@ def test_the_query_is_promql_grouped_by_pod(signal: str) -> None:
 @pytest.mark.parametrize("signal", [name for name in SIGNALS if name != "custom"])
 def test_a_signal_reads_metrics_that_a_server_makes(signal: str) -> None:
     """An autoscaler over a metric that nobody makes installs, and never scales."""
-    known = metrics.engine() | metrics.TRITON | {"up"}
+    known = known_metrics.engine() | known_metrics.TRITON | {"up"}
     assert promql.metrics(keda_query(scaled("keda", signal=signal))) - known == set()
     series = adapter_rule(scaled("hpa", signal=signal))["seriesQuery"]
     assert promql.metrics(series) - known == set()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.locust_runs import EVERYTHING, SEARCH, container, job, locust
+from chart.rendered_runs import EVERYTHING, SEARCH, container, job, locust
 from chart.rendering import LOCUST, LOCUST_CASE_IDS, LOCUST_CASES, helm
 
 pytestmark = pytest.mark.chart

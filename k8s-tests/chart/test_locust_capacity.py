@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chart.locust_runs import SEARCH, container, locust, own_services
+from chart.rendered_runs import SEARCH, container, locust, own_services
 from tools.place import ROOT
 
 pytestmark = pytest.mark.chart

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chart.locust_runs import container, locust, own_services, pod_labels, selectors
+from chart.rendered_runs import container, locust, own_services, pod_labels, selectors
 from chart.rendering import CHART, LOCUST_CASE_IDS, LOCUST_CASES, render
 
 pytestmark = pytest.mark.chart

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chart.locust_runs import container, locust, own_services
+from chart.rendered_runs import container, locust, own_services
 from chart.rendering import CHART, LOCUST_CASE_IDS, LOCUST_CASES, mappings, render
 
 pytestmark = pytest.mark.chart

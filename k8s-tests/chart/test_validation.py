@@ -21,7 +21,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a parameter of another engine": (
         {"models": {"x": {"repository": "a/b", "parameters": {"ttft_ms": 5}}}},
-        "models.x.parameters.ttft_ms is no parameter of the engine transformers: remove it.",
+        "models.x.parameters.ttft_ms is no parameter of the engine auto: remove it.",
     ),
     "same name": (
         {"models": {"x.1": {"engine": "simulated"}, "x-1": {"engine": "simulated"}}},

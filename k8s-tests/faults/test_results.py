@@ -61,7 +61,7 @@ def test_the_table_is_written_when_tests_fail_and_their_exit_code_is_returned(
 
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setattr(command.subprocess, "run", run)
-    monkeypatch.setattr(command.results, "main", write)
+    monkeypatch.setattr(command.fault_table, "main", write)
     monkeypatch.setattr("sys.argv", ["faults"])
     assert command.main() == code
     assert ran == ["cluster", "pytest", "table"]

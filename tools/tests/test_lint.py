@@ -21,7 +21,11 @@ PLANTED = [
     ("load_testing/triton_load/errors.py", "tools.place", "Products never import"),
     ("load_testing/triton_load/errors.py", "triton_hf.errors", "nothing of the load test"),
     ("tools/wait.py", "lib.dump", "tests share what tools make"),
-    ("k8s-tests/lib/dump.py", "benchmarks.scaling.pages", "Benchmarks use what tests share"),
+    (
+        "k8s-tests/lib/dump.py",
+        "benchmarks.scaling.metrics_pages",
+        "Benchmarks use what tests share",
+    ),
     ("tools/wait.py", "chart.rendering", "Nothing imports tests"),
 ]
 

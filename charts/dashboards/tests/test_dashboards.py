@@ -9,7 +9,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard as Model
 
-from dashboards import metrics, panels, promql
+from dashboards import known_metrics, panels, promql
 from dashboards.__main__ import differences, generate, rendered
 from dashboards.panels import FOLDER, Dashboard, Panel, Query
 from tools import place
@@ -17,7 +17,13 @@ from tools import place
 DASHBOARDS = panels.load_all()
 PANELS = [panel for dashboard in DASHBOARDS for panel in dashboard.panels]
 QUERIES = list(panels.queries(DASHBOARDS))
-KNOWN = metrics.engine() | metrics.TRITON | metrics.TRITON_GPU | metrics.KUBERNETES | metrics.DCGM
+KNOWN = (
+    known_metrics.engine()
+    | known_metrics.TRITON
+    | known_metrics.TRITON_GPU
+    | known_metrics.KUBERNETES
+    | known_metrics.DCGM
+)
 COUNTERS = ("_total", "_bucket", "_sum", "_count", "_duration_us", "_success", "_failure")
 
 

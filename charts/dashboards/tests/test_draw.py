@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards import draw, metrics, panels, story
+from dashboards import draw, known_metrics, panels, story
 from lib.prometheus import Prometheus, PrometheusError, binary, running
 
 QUERIES = list(panels.queries(panels.load_all()))
@@ -124,5 +124,5 @@ def test_nobody_at_the_address_is_one_sentence() -> None:
 
 
 def test_the_story_tells_of_every_metric_that_a_panel_uses() -> None:
-    known = metrics.engine() | metrics.TRITON | metrics.TRITON_GPU
-    assert story.names() <= known | metrics.KUBERNETES | metrics.DCGM
+    known = known_metrics.engine() | known_metrics.TRITON | known_metrics.TRITON_GPU
+    assert story.names() <= known | known_metrics.KUBERNETES | known_metrics.DCGM

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dashboards import metrics, panels, promql, standin
+from dashboards import known_metrics, panels, promql, standin
 from lib.prometheus import Prometheus, binary, free_port, running
 from tools import wait
 
@@ -48,7 +48,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
 def test_every_metric_that_the_cluster_lacks_is_there_with_the_labels_of_the_release(
     scraped: Prometheus,
 ) -> None:
-    for name in metrics.TRITON_GPU | metrics.DCGM:
+    for name in known_metrics.TRITON_GPU | known_metrics.DCGM:
         found = scraped.query(f'{name}{{namespace="{NAMESPACE}",release="{RELEASE}"}}')
         assert sorted(series.labels["pod"] for series in found) == PODS, name
     for name, value in standin.VOLUME.items():
@@ -68,7 +68,7 @@ def test_the_panels_of_gpus_have_data_from_it(scraped: Prometheus) -> None:
     asked = 0
     for _, query in panels.queries([d for d in panels.load_all() if d.name == "gpu"]):
         expression = panels.fill(query.expression, values)
-        if promql.metrics(expression) <= metrics.TRITON_GPU | metrics.DCGM:
+        if promql.metrics(expression) <= known_metrics.TRITON_GPU | known_metrics.DCGM:
             assert scraped.query(expression), expression
             asked += 1
     assert asked >= 10

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.triton_client import need_native_step
-from triton_hf.compute import load
+from triton_hf.compute import loading
 from triton_hf.cpu import cpu_flags
 from triton_hf.engines.transformers_engine import TransformersEngine
 from triton_hf.health import Heartbeat
@@ -76,7 +76,7 @@ def test_the_configuration_of_the_tiles_is_stored_before_it_is_loaded(tmp_path) 
 def test_a_fallback_is_a_warning_in_the_log(monkeypatch, capsys, why: str | None) -> None:
     runner = SimpleNamespace(instructions="AVX512-BF16", fallback=why)
     monkeypatch.setattr("triton_native.runner.NativeRunner", lambda *_, **__: runner)
-    load._make_native(None, ModelSettings(repo_id="org/m"))  # type: ignore[arg-type]
+    loading._make_native(None, ModelSettings(repo_id="org/m"))  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert "org/m: the native step computes, AVX512-BF16" in said
     assert ("WARNING" in said) == (why is not None)

@@ -21,7 +21,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lib.triton_client import eventually, need_native_step
-from triton_hf.compute import load
+from triton_hf.compute import loading
 from triton_hf.compute.packed_linear import Int8Linear
 from triton_hf.compute.torch_runner import TorchRunner
 from triton_hf.contract import Message, Sampling
@@ -971,11 +971,11 @@ def test_half_a_weights_file_is_refused_in_one_sentence_with_the_models_name(tmp
     make_model("llama").save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     settings = ModelSettings(repo_id="org/tiny", dtype="float32", device="cpu")
-    load.load_model(tmp_path, settings)
+    loading.load_model(tmp_path, settings)
     (file,) = tmp_path.glob("*.safetensors")
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(SettingsError, match="org/tiny cannot be loaded") as caught:
-        load.load_model(tmp_path, settings)
+        loading.load_model(tmp_path, settings)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -983,10 +983,10 @@ def test_half_a_weights_file_is_refused_in_one_sentence_with_the_models_name(tmp
 def test_the_quota_limits_the_threads_beside_a_gpu_too(tmp_path, monkeypatch, device) -> None:
     threads: list[int] = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(load, "usable_cores", lambda: 3)
+    monkeypatch.setattr(loading, "usable_cores", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     settings = ModelSettings(repo_id="org/none", device=device)
     with pytest.raises(SettingsError, match="org/none cannot be loaded"):
-        load.load_model(tmp_path, settings)
+        loading.load_model(tmp_path, settings)
     assert threads == [3]

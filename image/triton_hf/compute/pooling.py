@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from triton_hf.compute.load import set_threads, unusable
+from triton_hf.compute.loading import set_threads, unusable
 from triton_hf.compute.model_files import LOCAL
 from triton_hf.errors import SettingsError
 from triton_hf.models.architectures import ENCODER_DECODERS

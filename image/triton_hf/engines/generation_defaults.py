@@ -47,9 +47,9 @@ def _sampling(generation: Any) -> dict[str, Any]:
 
 
 def _say(settings: ModelSettings, defaults: Any, taken: dict[str, Any]) -> None:
-    parts = []
+    parts, known = [], {field.name for field in dataclasses.fields(defaults)}
     for name in ("max_tokens", *_NAMES):
-        if not hasattr(defaults, name):
+        if name not in known:
             continue
         source = "model" if name in settings.stated else "repository" if name in taken else "server"
         parts.append(f"{name} {getattr(defaults, name):g} ({source})")

@@ -48,9 +48,9 @@ class PoolingEngine(Engine[PoolingJob]):
         Raises:
             SettingsError: The model does not fit the settings, or this engine.
         """
-        from triton_hf.compute.load import unusable
+        from triton_hf.compute.loading import unusable
         from triton_hf.compute.model_files import load_tokenizer
-        from triton_hf.engines.texts import TextEncoder
+        from triton_hf.engines.text_encoder import TextEncoder
 
         read = json_reader(folder)
         self._labels: list[str] = []

@@ -59,7 +59,7 @@ class TransformersEngine(TextEngine):
         """
         from safetensors import SafetensorError
 
-        from triton_hf.compute.load import load_runner, set_threads, unusable
+        from triton_hf.compute.loading import load_runner, set_threads, unusable
 
         set_threads()
         try:
@@ -76,7 +76,7 @@ class TransformersEngine(TextEngine):
         Raises:
             SettingsError: The model does not fit the settings, or this engine.
         """
-        from triton_hf.compute.load import make_runner
+        from triton_hf.compute.loading import make_runner
 
         self._check(model, tokenizer)
         self._serve(make_runner(model, self.settings))

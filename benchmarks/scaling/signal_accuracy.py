@@ -1,6 +1,6 @@
 """How true the autoscaler's signal is: what Prometheus scraped against what was in flight.
 
-Usage: python -m benchmarks.scaling.signal --out FILE
+Usage: python -m benchmarks.scaling.signal_accuracy --out FILE
 Runs a real Triton with simulated models and a real Prometheus on this machine, asks it what the
 chart lets KEDA ask, and writes as JSON: the accuracy at several rates, the linearity against
 offered concurrency, and how soon requests of a minute are seen. No cluster is needed.
@@ -217,7 +217,7 @@ def simulated(cases: Sequence[Case]) -> dict[str, dict[str, object]]:
 def main() -> int:
     """Measure everything and write it."""
     parser = argparse.ArgumentParser(
-        prog="benchmarks.scaling.signal", description=__doc__.split("\n")[0]
+        prog="benchmarks.scaling.signal_accuracy", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
