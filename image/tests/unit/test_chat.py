@@ -89,3 +89,31 @@ def test_named_templates_without_a_default_are_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="only the named chat templates rag, tool_use"):
         with_control_tokens({"tool_use": "x", "rag": "y"})
     assert said(with_control_tokens({"default": TEMPLATE, "rag": "y"}), "a")[0] == ord("a")
+
+
+BODY = "{% for turn in messages %}{{ turn.role[0] }}:{{ turn.content }}|{% endfor %}"
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + BODY
+)
+DROPS = "{% for m in messages if m.role != 'system' %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [REFUSES, DROPS])
+def test_a_template_without_a_system_role_gets_the_text_in_front_of_the_first_question(
+    template: str,
+) -> None:
+    chat = with_control_tokens(template)
+    asked = (
+        Message(role="system", content="s"),
+        Message(role="user", content="u"),
+        Message(role="assistant", content="a"),
+        Message(role="user", content="v"),
+    )
+    text = "".join(chr(token) for token in chat.encode(asked) if token)
+    assert text == "u:su|a:a|u:v|"  # this vocabulary has no token for the blank line between them
+    assert said(chat, "u") == [*map(ord, "u:u|")]
+
+
+def test_a_template_with_a_system_role_keeps_its_turn() -> None:
+    asked = (Message(role="system", content="s"), Message(role="user", content="u"))
+    assert with_control_tokens(BODY).encode(asked) == [*map(ord, "s:s|u:u|")]

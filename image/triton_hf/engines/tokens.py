@@ -10,6 +10,9 @@ from triton_hf.contract import PROMPT, Conversation
 from triton_hf.engines.tools import template_knows_tools, told_turns
 from triton_hf.errors import RequestError, SettingsError, in_short
 
+# What a chat template is asked to write in a system turn, to see whether it does.
+_PROBE = "is there a system role"
+
 
 class ChatTokenizer:
     """Applies the chat template and turns tokens back into text."""
@@ -33,6 +36,7 @@ class ChatTokenizer:
         self._special = _SpecialTokens(tokenizer)
         self.size = len(tokenizer)
         self.longest_token = max(map(len, tokenizer.get_vocab()))  # characters
+        self._merges_system = not self._takes_system()
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Return the prompt's token ids, up to where the assistant's answer starts.
@@ -67,6 +71,8 @@ class ChatTokenizer:
                 more = {"tools": tools}
             else:
                 turns = told_turns(turns, tools)
+        if self._merges_system:
+            turns = _without_system(turns)
         try:
             text = self.tokenizer.apply_chat_template(
                 turns, add_generation_prompt=True, tokenize=False, **more
@@ -81,6 +87,19 @@ class ChatTokenizer:
             ) from None
         return self._special.encode(str(text))
 
+    def _takes_system(self) -> bool:
+        """Whether the chat template writes a system turn, or there is no template."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return True
+        turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "u"}]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=False
+            )
+        except Exception:  # as templates refuse what they do not know
+            return False
+        return _PROBE in str(text)
+
     @property
     def template(self) -> str | None:
         """The chat template of a conversation with tools; None if there is none."""
@@ -94,6 +113,14 @@ class ChatTokenizer:
     def decoder(self) -> TokenDecoder:
         """Return a decoder for one answer."""
         return TokenDecoder(self.tokenizer)
+
+
+def _without_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put a first system turn in front of the user turn that follows it."""
+    if len(turns) < 2 or (turns[0]["role"], turns[1]["role"]) != ("system", "user"):
+        return turns
+    text = f"{turns[0]['content']}\n\n{turns[1]['content']}"
+    return [{**turns[1], "content": text}, *turns[2:]]
 
 
 class _SpecialTokens:
