@@ -1,6 +1,6 @@
 """`make faults`: every fault on the cluster of `make up`, then the table of the results.
 
-Usage: python -m faults [WORDS OF PYTEST]. Exit code: pytest's, or that of
+Usage: python -m tools.run_faults [WORDS OF PYTEST]. Exit code: pytest's, or that of
 the table when all tests passed.
 """
 

@@ -6,10 +6,12 @@ schema: properties in their order, one way to space.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from triton_hf.contract import Sampling
 from triton_hf.errors import RequestError
 
 LONGEST = 65_536  # characters of a schema, and most of a count in it
@@ -41,6 +43,15 @@ _FORMATS = frozenset(
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 # A schema with one of these has nothing else beside it that counts.
 _ALONE = ("$ref", "anyOf", "oneOf", "allOf", "const", "enum")
+
+
+def forceable(sampling: Sampling) -> Sampling:
+    """Return sampling whose JSON schema says what every engine can force; checks it first."""
+    if sampling.guide is None or sampling.guide[0] != "json_schema":
+        return sampling
+    kind, text = sampling.guide
+    check_schema(text)
+    return dataclasses.replace(sampling, guide=(kind, json.dumps(forced(json.loads(text)))))
 
 
 def check_schema(text: str, *, name: str = "json_schema") -> None:

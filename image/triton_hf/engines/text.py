@@ -7,7 +7,6 @@ and end tokens are the same whatever computes the tokens.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from triton_hf.contract import PROMPT, Conversation, Sampling
 from triton_hf.engines.base import Engine
 from triton_hf.engines.generation_defaults import with_repository_defaults
 from triton_hf.engines.job import Event, Job
-from triton_hf.engines.schemas import check_schema, forced
+from triton_hf.engines.schemas import forceable
 from triton_hf.engines.tokens import ChatTokenizer, TextAssembler, TokenDecoder
 from triton_hf.engines.tools import tool_guide
 from triton_hf.errors import EngineError, RequestError, SettingsError, TritonHFError
@@ -91,6 +90,7 @@ class TextEngine(Engine[TextJob]):
     _chat: ChatTokenizer | None = None
     _end_tokens: frozenset[int] = frozenset()
     _guides: GuideCompiler | None = None
+    _vocabulary = 0
 
     def encode(self, conversation: Conversation, sampling: Sampling) -> TextWork:
         """Turn a conversation into token ids and check it against the limits; any thread.
@@ -98,14 +98,11 @@ class TextEngine(Engine[TextJob]):
         Raises:
             RequestError: The prompt is too long, or prompt and `max_tokens` do not fit together.
         """
-        if self._chat is not None and (ends := self._chat.special_ids(sampling.stop)):
-            # Special tokens never appear as text, so a stop string of one is its token.
-            tokens = sampling.stop_token_ids | ends
-            sampling = dataclasses.replace(sampling, stop_token_ids=tokens)
+        sampling = self._with_ends(sampling)
         self._check_bias(sampling)
         if sampling.tools is not None:
             conversation, sampling = self._with_tools(conversation, sampling)
-        sampling = _forceable(sampling)
+        sampling = forceable(sampling)
         token_ids, length = self._tokenize(conversation)
         limits = self.settings
         if length > limits.max_prompt_tokens:
@@ -127,6 +124,15 @@ class TextEngine(Engine[TextJob]):
             sampling=sampling,
             guide=self._compile(sampling),
         )
+
+    def _with_ends(self, sampling: Sampling) -> Sampling:
+        """Return sampling with every token that ends the answer, and none that cannot come."""
+        if self._chat is None or not (sampling.stop or sampling.stop_token_ids):
+            return sampling
+        # Special tokens never appear as text, so a stop string of one is its token.
+        tokens = sampling.stop_token_ids | self._chat.special_ids(sampling.stop)
+        known = frozenset(token for token in tokens if token < self._vocabulary)
+        return dataclasses.replace(sampling, stop_token_ids=known)
 
     def _with_tools(
         self, conversation: Conversation, sampling: Sampling
@@ -178,9 +184,10 @@ class TextEngine(Engine[TextJob]):
         self._chat = ChatTokenizer(tokenizer)
         self.settings = with_repository_defaults(self.settings, generation)
         self._end_tokens = end_tokens(generation, tokenizer)
+        self._vocabulary = max(vocabulary or 0, self._chat.size)
         self._guides = GuideCompiler(
             tokenizer,
-            vocabulary=max(vocabulary or 0, self._chat.size),
+            vocabulary=self._vocabulary,
             end_tokens=self._end_tokens,
         )
         if longest is not None and self.settings.max_total_tokens > longest:
@@ -306,15 +313,6 @@ def _event(job: TextJob, *, text: str = "", **last: Any) -> TextEvent:
 def engine_failure() -> EngineError:
     """The error of a request that met a fault of the engine; the log has the cause."""
     return EngineError("the engine failed on this request")
-
-
-def _forceable(sampling: Sampling) -> Sampling:
-    """Return sampling whose JSON schema says what every engine can force; checks it first."""
-    if sampling.guide is None or sampling.guide[0] != "json_schema":
-        return sampling
-    kind, text = sampling.guide
-    check_schema(text)
-    return dataclasses.replace(sampling, guide=(kind, json.dumps(forced(json.loads(text)))))
 
 
 def longest_context(config: Any) -> int | None:
