@@ -34,9 +34,9 @@ def elsewhere(
     monkeypatch.setenv("HF_TOKEN", "hf_not_needed")
 
 
-def support(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+def tool(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", f"support.{module}", *words],
+        [sys.executable, "-m", f"tools.{module}", *words],
         env={**os.environ, "PYTHONPATH": place.python_path()},
         cwd=place.ROOT,
         capture_output=True,
@@ -52,7 +52,7 @@ def test_the_release_is_installed_answers_and_goes(
 ) -> None:
     up.check_foreign()
 
-    done = support("install", "--namespace", namespace)
+    done = tool("install", "--namespace", namespace)
 
     assert f"http://{install.gateway_address(here)}/v2/models/smollm2-135m/infer" in done.stdout
     assert '"text_output"' in done.stdout
@@ -61,7 +61,7 @@ def test_the_release_is_installed_answers_and_goes(
     assert helm.get(here, namespace, kinds, *label)["items"]
 
     monkeypatch.delenv("IMAGE_REGISTRY")
-    done = support("down", "--namespace", namespace)
+    done = tool("down", "--namespace", namespace)
 
     assert helm.get(here, namespace, f"{kinds},secrets", *label)["items"] == []
     secrets = helm.get(here, namespace, "secrets")["items"]
