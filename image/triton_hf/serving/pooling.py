@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from triton_hf.engines.pooling import PoolingEngine
@@ -15,8 +13,8 @@ from triton_hf.engines.pooling_job import Options, PoolingEvent, PoolingJob
 from triton_hf.errors import EngineError, RequestError, TritonHFError
 from triton_hf.metrics import Metrics
 from triton_hf.models.registry import CLASSIFY, EMBED, RANK, Task
-from triton_hf.runtime import log_fault
-from triton_hf.serving.service import LONG_CHARACTERS, TOKENIZER_THREADS, Ticket
+from triton_hf.serving.service import Ticket
+from triton_hf.serving.tokenizing import LONG_CHARACTERS, TokenizerThreads
 from triton_hf.serving.validation import TRANSPORT_PARAMETERS, required_text, utf8
 
 Inputs = Mapping[str, Sequence[bytes] | None]
@@ -45,9 +43,7 @@ class PoolingService:
         self._engine = engine
         self._metrics = metrics
         self._task = engine.settings.kind.task
-        self._tokenizing = 0  # rows of long requests
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._threads = TokenizerThreads(engine)
 
     def submit(self, inputs: Inputs, parameters: str, done: Done) -> Ticket:
         """Queue all rows of a request; `done` gets all results in order, or the first error.
@@ -74,12 +70,12 @@ class PoolingService:
         if sum(len(value) for row in rows for value in row.values()) <= LONG_CHARACTERS:
             run()
         else:
-            self._run_apart(run, len(rows), done)
+            self._threads.run(run, rows=len(rows), failed=done)
         return ticket
 
     def stop(self) -> None:
         """End the tokenizing threads; requests that are in them are queued first."""
-        self._pool.shutdown()
+        self._threads.stop()
 
     def _queue(
         self,
@@ -95,25 +91,6 @@ class PoolingService:
         except RequestError:
             self._metrics.rejected("invalid")
             raise
-
-    def _run_apart(self, run: Callable[[], None], rows: int, done: Done) -> None:
-        with self._lock:
-            self._engine.check_room(rows, beside=self._tokenizing)
-            self._tokenizing += rows
-
-        def whole() -> None:
-            try:
-                run()
-            except TritonHFError as error:
-                done(error)
-            except Exception as error:  # a fault of ours must not leave a client without an answer
-                log_fault(error)
-                done(EngineError("the server failed on this request"))
-            finally:
-                with self._lock:
-                    self._tokenizing -= rows
-
-        self._pool.submit(whole)
 
 
 def parse_options(parameters: str | bytes, task: Task, defaults: Options) -> Options:

@@ -6,23 +6,18 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from triton_hf.contract import Conversation, Sampling
 from triton_hf.engines.job import Job
 from triton_hf.engines.text import TextEngine, TextEvent, TextJob
-from triton_hf.errors import EngineError, RequestError, TritonHFError
+from triton_hf.errors import RequestError, TritonHFError
 from triton_hf.metrics import Metrics
-from triton_hf.runtime import log_fault
+from triton_hf.serving.tokenizing import LONG_CHARACTERS, TokenizerThreads
 from triton_hf.serving.validation import parse_conversations, parse_sampling
 
 Rows = Mapping[str, Sequence[bytes] | None]
 Listener = Callable[[TextEvent], None]
-# A request with more characters is tokenized in threads of its own: a megabyte takes a second, and
-# no other request of the model could be taken meanwhile. 20,000 take a few milliseconds.
-LONG_CHARACTERS = 20_000
-TOKENIZER_THREADS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +77,7 @@ class Service:
         """Serve with a started engine."""
         self._engine = engine
         self._metrics = metrics
-        self._tokenizing = 0  # rows of long requests
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._threads = TokenizerThreads(engine)
 
     def submit_stream(self, rows: Rows, parameters: str, listener: Listener) -> Ticket:
         """Queue a request of one row; `listener` gets its events, an error among them.
@@ -126,7 +119,7 @@ class Service:
 
     def stop(self) -> None:
         """End the tokenizing threads; requests that are in them are queued first."""
-        self._pool.shutdown()
+        self._threads.stop()
 
     def _parse(self, rows: Rows, parameters: str) -> tuple[list[Conversation], Sampling]:
         try:
@@ -154,23 +147,9 @@ class Service:
         if characters <= LONG_CHARACTERS and sampling.guide is None and sampling.tools is None:
             run()
             return
-        with self._lock:
-            self._engine.check_room(len(conversations), beside=self._tokenizing)
-            self._tokenizing += len(conversations)
-
-        def run_apart() -> None:
-            try:
-                run()
-            except TritonHFError as error:
-                _tell_all(listeners, error)
-            except Exception as error:  # a fault of ours must not leave a client without an answer
-                log_fault(error)
-                _tell_all(listeners, EngineError("the server failed on this request"))
-            finally:
-                with self._lock:
-                    self._tokenizing -= len(conversations)
-
-        self._pool.submit(run_apart)
+        self._threads.run(
+            run, rows=len(conversations), failed=lambda error: _tell_all(listeners, error)
+        )
 
     def _submit(
         self,
